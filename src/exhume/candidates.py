@@ -1,0 +1,53 @@
+"""What the attacker found: the only thing that passes from the attacker to the auditor."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Images = Float[Tensor, "m channels height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryPoint:
+    """The objective after `step` steps: the stationarity residual and the penalty beside it."""
+
+    step: int
+    residual: float
+    penalty: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What the attacker took for granted or read from the weights before searching.
+
+    images: number of training images assumed; rank: dimension of the data's subspace in the first layer (0: not used);
+    layers: parameters whose stationarity was asked for; weighted: residual weighted by the inverse singular values;
+    smoothness: weight of the smoothness prior.
+    """
+
+    images: int
+    rank: int
+    layers: list[str]
+    weighted: bool
+    smoothness: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Candidate training images, [m, c, h, w] in the network's input range (un-centred, not clamped).
+
+    labels: [m] class indices (binary: 0 or 1; regression: the sign of the multiplier, 0 or 1);
+    multipliers: [m], the sample's weight lambda; explained: [m], the share of the first layer's squared norm that the
+    candidate accounts for (sums to about 1; largest first is the order to look at them without any truth);
+    status: "done" or "diverged", with `message` as a sentence.
+    """
+
+    images: Images
+    labels: Int[Tensor, " m"]
+    multipliers: Float[Tensor, " m"]
+    explained: Float[Tensor, " m"]
+    history: list[HistoryPoint]
+    reading: Reading
+    status: str
+    message: str

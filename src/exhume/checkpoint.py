@@ -1,0 +1,168 @@
+"""What is published of a trained network: specification, weights and training mean. All that the attacker sees."""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from exhume.errors import InputError
+from exhume.networks import CentredNetwork, Network, Shape, Task, build
+from exhume.records import read, read_tensors, write, write_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A trained network as its owner would publish it.
+
+    weights: tensors by the names of `networks.build`'s modules; centre: the training mean, [c, h, w] in [0, 1];
+    classes: the names of the classes, in the order of the outputs (binary: of labels 0 and 1).
+    """
+
+    network: Network
+    task: Task
+    classes: tuple[str, ...]
+    centre: Float[Tensor, "c h w"]
+    weights: dict[str, Tensor]
+
+    @property
+    def shape(self) -> Shape:
+        """(channels, height, width) of an image."""
+        channels, height, width = self.centre.shape
+        return channels, height, width
+
+    @property
+    def outputs(self) -> int:
+        """Number of scores the network gives an image."""
+        return len(self.classes) if self.task == "multiclass" else 1
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the weights, by which later stages know what they were computed from."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.weights.items()):
+            digest.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def build(self) -> CentredNetwork:
+        """The trained network as a module, in the weights' precision.
+
+        Raises:
+            InputError: the weights do not fit the specification.
+        """
+        dtype = next(iter(self.weights.values())).dtype
+        module = build(self.network, self.centre.to(dtype), self.outputs, torch.Generator())
+        try:
+            module.layers.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise InputError(f"The weights do not fit the network: {' '.join(str(error).split())}") from None
+        return module.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """What checkpoint.json holds beside checkpoint.safetensors."""
+
+    network: Network
+    task: Task
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes checkpoint.safetensors and checkpoint.json into `folder`."""
+    tensors = {"centre": checkpoint.centre, **{f"layers.{k}": v for k, v in checkpoint.weights.items()}}
+    write_tensors(folder / "checkpoint.safetensors", tensors)
+    description = _Description(
+        network=checkpoint.network,
+        task=checkpoint.task,
+        classes=checkpoint.classes,
+        fingerprint=checkpoint.fingerprint,
+    )
+    write(folder / "checkpoint.json", description)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads what `save_checkpoint` wrote.
+
+    Raises:
+        InputError: a file is missing, damaged, or the two do not belong together.
+    """
+    description = read(folder / "checkpoint.json", _Description)
+    tensors = read_tensors(folder / "checkpoint.safetensors")
+    if "centre" not in tensors or len(tensors) < 2:
+        raise InputError(f"{folder / 'checkpoint.safetensors'} holds no checkpoint.")
+    checkpoint = Checkpoint(
+        network=description.network,
+        task=description.task,
+        classes=description.classes,
+        centre=tensors.pop("centre"),
+        weights={name.removeprefix("layers."): tensor for name, tensor in tensors.items()},
+    )
+    if checkpoint.fingerprint != description.fingerprint:
+        raise InputError(f"checkpoint.json and checkpoint.safetensors in {folder} do not belong together.")
+    return checkpoint
+
+
+def load_state_dict(
+    path: Path, *, shape: Shape, task: Task, activation: str = "relu", centre: Tensor | None = None
+) -> Checkpoint:
+    """Reads a plain .pt / .pth state dict of a dense network, also `{"state_dict": {"layers.0.weight": ...}}`.
+
+    No code in the file is run (`weights_only=True`). The layers are the two-dimensional weights in the file's order.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        centre: the mean that was subtracted from the training images, [c, h, w]; None: nothing was subtracted.
+
+    Raises:
+        InputError: the file cannot be read or holds no chain of dense layers on images of this shape.
+    """
+    state = _read_state(path)
+    weights = {name: tensor for name, tensor in state.items() if name.endswith("weight") and tensor.ndim == 2}
+    biases = {name: state.get(name.removesuffix("weight") + "bias") for name in weights}
+    extra = set(state) - set(weights) - {name.removesuffix("weight") + "bias" for name in weights}
+    sizes = [shape[0] * shape[1] * shape[2], *(len(weight) for weight in weights.values())]
+    if extra or not weights or [w.shape[1] for w in weights.values()] != sizes[:-1]:
+        detail = (
+            f"unexpected {sorted(extra)[0]}" if extra else " -> ".join(str(tuple(w.shape)) for w in weights.values())
+        )
+        raise InputError(f"{path} holds no chain of dense layers on {sizes[0]} inputs ({detail or 'no weights'}).")
+    if (task == "multiclass") != (sizes[-1] > 1):
+        raise InputError(f"{path} has {sizes[-1]} outputs, which does not fit the task {task}.")
+    first, *rest = [bias is not None for bias in biases.values()]
+    if len(set(rest)) > 1 or (any(rest) and not first):
+        raise InputError(f"{path} has biases in some layers only; give its nn.Module to `exhume.reconstruct` instead.")
+    network = Network(
+        widths=tuple(sizes[1:-1]),
+        activation=activation,
+        bias="all" if first and all(rest) else "first" if first else "none",
+    )
+    numbered = {f"{1 + 2 * i}.weight": weight for i, weight in enumerate(weights.values())}
+    numbered |= {f"{1 + 2 * i}.bias": bias for i, bias in enumerate(biases.values()) if bias is not None}
+    return Checkpoint(
+        network=network,
+        task=task,
+        classes=tuple(str(k) for k in range(sizes[-1] if task == "multiclass" else 2)),
+        centre=torch.zeros(shape) if centre is None else centre.reshape(shape),
+        weights=numbered,
+    )
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"There is no {path}.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(f"{path} is no plain state dict: {str(error).splitlines()[0]}") from None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path} is no plain state dict: it must map names to tensors.")
+    return {name: tensor.float() if tensor.dtype != torch.float64 else tensor for name, tensor in content.items()}

@@ -1,0 +1,66 @@
+"""The command line: finds the command, lets tyro parse its flags, and turns bad input into one sentence."""
+
+import importlib
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from exhume.errors import InputError
+
+# PyTorch is imported only once a command is chosen: `exhume --help` answers at once
+COMMANDS = {
+    "demo": "train on 100 handwritten digits, dig them out of the weights, score, and draw the page",
+    "train": "train a network on a problem",
+    "reconstruct": "reconstruct training images from a checkpoint alone",
+    "score": "count what came out, against never-seen images",
+    "report": "draw the run's page, report.html",
+    "problems": "list the problems",
+    "presets": "list the presets",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs a command; exits with 2 after one sentence where the user's input is at fault."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parse(argv)()
+    except InputError as error:
+        print(f"exhume: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("exhume: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The command that `argv` asks for, as a callable with its flags.
+
+    The flags are parsed twice where a preset or a problem sets the defaults: once to learn which, once more with them.
+    """
+    name = _command_name(argv)
+    tyro: Any = importlib.import_module("tyro")
+    kind = getattr(importlib.import_module("exhume.commands"), name.capitalize())
+    words = {"args": argv[1:], "prog": f"exhume {name}", "config": (tyro.conf.FlagCreatePairsOff,)}
+    command = tyro.cli(kind, **words)
+    return tyro.cli(kind, default=command.defaults(), **words) if hasattr(command, "defaults") else command
+
+
+def _command_name(argv: Sequence[str]) -> str:
+    if argv and argv[0] in COMMANDS:
+        return argv[0]
+    if argv and not argv[0].startswith("-"):
+        close = get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}."
+        raise InputError(f"There is no command {argv[0]!r}; {hint}")
+    parser = ArgumentParser(
+        prog="exhume",
+        description="Digs training data out of the weights of a trained network, and says honestly how much came out.",
+        epilog="`exhume COMMAND --help` shows a command's flags.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        commands.add_parser(name, help=summary)
+    parser.parse_args(argv)
+    raise AssertionError("argparse has exited by itself")

@@ -1,0 +1,241 @@
+"""The commands. They take what was parsed, call, and print; what is done is done elsewhere."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from tyro.conf import OmitArgPrefixes, Positional
+
+from exhume.checkpoint import load_state_dict
+from exhume.errors import InputError
+from exhume.methods import Reconstruction
+from exhume.networks import Network, Task
+from exhume.presets import RECONSTRUCTIONS, TRAININGS
+from exhume.problems import Selection, load_problem, locate, names_and_summaries
+from exhume.progress import Listener
+from exhume.progress import Progress as Event
+from exhume.report import draw
+from exhume.runs import adopt_checkpoint, load_candidates, reconstruct_run, score_run, train_run
+from exhume.scores import Scores, sentence
+from exhume.training import Training
+
+Device = Literal["auto", "cpu", "cuda"]
+console, bars_console = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train on 100 handwritten digits, dig them out of the weights, score, and draw the page."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the run; what is in it is replaced."""
+    seed: int = 0
+    """Seed of the training and of the reconstruction."""
+    device: Device = "auto"
+    """Where to compute."""
+
+    def __call__(self) -> None:
+        preset = TRAININGS["demo"]
+        origin = locate(preset.problem, Selection(per_class=preset.per_class))
+        problem, training = load_problem(*origin), replace(preset.training, seed=self.seed)
+        with bars() as listener:
+            trained = train_run(
+                self.out,
+                problem,
+                origin,
+                preset.network,
+                training,
+                device=self.device,
+                overwrite=True,
+                listener=listener,
+            )
+            found = reconstruct_run(self.out, Reconstruction(seed=self.seed), device=self.device, listener=listener)
+        scores = score_run(self.out)
+        page = draw(self.out)
+        last, seconds = trained.history[-1], trained.provenance.seconds
+        console.print(
+            f"trained       on {scores.images} digits: {last.epoch} epochs, loss {last.loss:.1e}, {seconds:.0f} s"
+        )
+        console.print(
+            f"reconstructed {scores.candidates} candidates from the weights, {found.provenance.seconds:.0f} s"
+        )
+        print_scores(scores)
+        console.print(f"page          {page}", soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a network on a problem."""
+
+    problem: Positional[str]
+    """A name from `exhume problems`, or a path: your own .py file, a folder of images, or an .npz file."""
+    run: Positional[Path]
+    """Folder of the run."""
+    preset: str | None = None
+    """A training from `exhume presets`; other flags override its settings."""
+    selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
+    network: OmitArgPrefixes[Network] = field(default_factory=Network)
+    training: OmitArgPrefixes[Training] = field(default_factory=Training)
+    device: Device = "auto"
+    """Where to compute."""
+    overwrite: bool = False
+    """Replace another training in the folder, and what was made from it."""
+
+    def __call__(self) -> None:
+        origin = locate(self.problem, self.selection)
+        problem = load_problem(*origin)
+        with bars() as listener:
+            record = train_run(
+                self.run,
+                problem,
+                origin,
+                self.network,
+                self.training,
+                device=self.device,
+                overwrite=self.overwrite,
+                listener=listener,
+            )
+        last = record.history[-1]
+        console.print(
+            f"{record.message} Loss {last.loss:.2e}, gradient {last.gradient:.2e}, accuracy {last.accuracy:.3f} "
+            f"({last.held_out_accuracy:.3f} on never-seen images), {record.provenance.seconds:.0f} s.",
+            soft_wrap=True,
+        )
+
+    def defaults(self) -> Self:
+        """What the flags override: the preset's settings, or else the problem's own network."""
+        if self.preset is not None:
+            preset = TRAININGS[_known(self.preset, TRAININGS, "training preset")]
+            selection = replace(self.selection, per_class=self.selection.per_class or preset.per_class)
+            return replace(self, selection=selection, network=preset.network, training=preset.training)
+        return replace(self, network=load_problem(self.problem, self.selection).network, training=Training())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruct:
+    """Reconstruct training images from a checkpoint alone."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    preset: str | None = None
+    """A reconstruction from `exhume presets`; other flags override its settings."""
+    reconstruction: OmitArgPrefixes[Reconstruction] = field(default_factory=Reconstruction)
+    checkpoint: Path | None = None
+    """A .pt or .pth state dict of a dense network that was trained elsewhere, to be attacked in this folder."""
+    shape: tuple[int, int, int] | None = None
+    """With --checkpoint: channels, height and width of its images."""
+    task: Task | None = None
+    """With --checkpoint: what its outputs mean."""
+    device: Device = "auto"
+    """Where to compute."""
+    overwrite: bool = False
+    """Replace candidates of other settings in the folder, and what was made from them."""
+
+    def __call__(self) -> None:
+        if self.checkpoint is not None:
+            if self.shape is None or self.task is None:
+                raise InputError("--checkpoint needs --shape (channels height width) and --task as well.")
+            adopt_checkpoint(self.run, load_state_dict(self.checkpoint, shape=self.shape, task=self.task))
+        with bars() as listener:
+            record = reconstruct_run(
+                self.run, self.reconstruction, device=self.device, overwrite=self.overwrite, listener=listener
+            )
+        last = record.history[-1] if record.history else None
+        residual = f" Residual {last.residual:.2e}," if last else ""
+        console.print(f"{record.message}{residual} {record.provenance.seconds:.0f} s.", soft_wrap=True)
+
+    def defaults(self) -> Self:
+        """What the flags override: the preset's settings."""
+        if self.preset is None:
+            return replace(self, reconstruction=Reconstruction())
+        preset = RECONSTRUCTIONS[_known(self.preset, RECONSTRUCTIONS, "reconstruction preset")]
+        return replace(self, reconstruction=preset.reconstruction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Count what came out, against never-seen images."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    problem: str | None = None
+    """The training images of a checkpoint that was trained elsewhere: a name or path as for `exhume train`."""
+    selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
+
+    def __call__(self) -> None:
+        load_candidates(self.run)
+        truth = load_problem(self.problem, self.selection) if self.problem is not None else None
+        print_scores(score_run(self.run, truth))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Draw the run's page, report.html."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+
+    def __call__(self) -> None:
+        console.print(str(draw(self.run)), soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problems:
+    """List the problems."""
+
+    def __call__(self) -> None:
+        for name, summary in names_and_summaries().items():
+            console.print(f"{name:37}{summary}", soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presets:
+    """List the presets."""
+
+    def __call__(self) -> None:
+        console.print("For `exhume train PROBLEM RUN --preset NAME`:")
+        for name, training in TRAININGS.items():
+            row = training.training
+            console.print(
+                f"  {name:22}{training.problem}, {training.per_class} per class, {row.loss}, lr {row.lr:g}, "
+                f"weight decay {row.weight_decay:g}, {row.epochs} epochs ({training.source})",
+                soft_wrap=True,
+            )
+        console.print("For `exhume reconstruct RUN --preset NAME`:")
+        for name, preset in RECONSTRUCTIONS.items():
+            console.print(f"  {name:22}method {preset.reconstruction.method} ({preset.source})", soft_wrap=True)
+
+
+def print_scores(scores: Scores) -> None:
+    """Three lines: the sentence, the counts by threshold, the papers' measure."""
+    counts = "  ".join(f"{level}: {count} ({scores.null[level]})" for level, count in scores.recovered.items())
+    console.print(f"result        {sentence(scores)}", soft_wrap=True)
+    console.print(f"recovered     {scores.measure.upper()} {counts}   in brackets: never-seen images", soft_wrap=True)
+    ssim = scores.ssim
+    console.print(f"SSIM(3) > 0.4 {ssim.good} ({ssim.null_good})", soft_wrap=True)
+
+
+@contextmanager
+def bars() -> Iterator[Listener]:
+    """A progress bar for each stage, on standard error."""
+    columns = (TextColumn("{task.description:12}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[values]}"), console=bars_console) as display:
+        tasks: dict[str, Any] = {}
+
+        def hear(event: Event) -> None:
+            values = "  ".join(f"{name} {value:.2e}" for name, value in event.values.items())
+            if event.stage not in tasks:
+                tasks[event.stage] = display.add_task(event.stage, total=event.total, values=values)
+            display.update(tasks[event.stage], completed=event.step, values=values)
+
+        yield hear
+
+
+def _known(name: str, table: Mapping[str, Any], what: str) -> str:
+    if name not in table:
+        raise InputError(f"There is no {what} {name!r}; there are {', '.join(table)}.")
+    return name

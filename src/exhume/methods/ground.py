@@ -1,0 +1,159 @@
+"""What the methods stand on: the target, the settings, the multipliers, and what a search is."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from exhume.candidates import Reading
+from exhume.errors import InputError
+from exhume.networks import Shape, Task
+from exhume.stationarity import OBJECTIVES, Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is attacked: a network in evaluation mode, its input's centre [c, h, w], task and number of outputs."""
+
+    network: nn.Module
+    centre: Float[Tensor, "c h w"]
+    task: Task
+    outputs: int
+
+    @property
+    def shape(self) -> Shape:
+        """(channels, height, width) of an image."""
+        channels, height, width = self.centre.shape
+        return channels, height, width
+
+    @property
+    def labels(self) -> int:
+        """Number of different labels a candidate can have."""
+        return self.outputs if self.task == "multiclass" else 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """How to reconstruct. None means: the method's own value, or read from the weights."""
+
+    method: str = "exhume"
+    """A row of METHODS: exhume, or reference (the papers' scheme, exactly)."""
+    steps: int | None = None
+    """Steps of the optimiser; None: 1000 for exhume, 50000 for reference."""
+    images: int | None = None
+    """Number of training images assumed; None: read from the spectrum of the first layer."""
+    per_class: int | None = None
+    """Candidates of each class; None: twice the images assumed, shared evenly, at least 200 in all."""
+    objective: str | None = None
+    """A row of OBJECTIVES; None: binary, regression, multiclass for exhume, runner-up for reference."""
+    lr_images: float | None = None
+    """Learning rate of the images (exhume: 0.02, Adam; reference: SGD)."""
+    lr_multipliers: float | None = None
+    """Learning rate of the multipliers (exhume: 0.02, Adam; reference: SGD)."""
+    init_scale: float | None = None
+    """Standard deviation of the first guess of the images around the centre."""
+    min_multiplier: float | None = None
+    """Multipliers below are penalised, unless they may be negative."""
+    sharpness: float | None = None
+    """Sharpness of the smoothed derivative of ReLU (exhume: per rms of an image's pre-activations)."""
+    smoothness: float | None = None
+    """Weight of the smoothness prior (exhume); None: chosen by how smooth the data's directions are."""
+    weighted: bool | None = None
+    """Whether to weight the residual by the inverse singular values (exhume); None: if hidden layers are untrained."""
+    dtype: str | None = None
+    """Precision: float32 or float64."""
+    seed: int = 0
+    """Seed of the first guess."""
+
+    def __post_init__(self) -> None:
+        if self.objective is not None and self.objective not in OBJECTIVES:
+            raise InputError(f"Unknown objective {self.objective!r}; there are {', '.join(OBJECTIVES)}.")
+        if self.dtype not in (None, "float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, not {self.dtype!r}.")
+        for name in ("steps", "images", "per_class"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}.")
+        for name in ("lr_images", "lr_multipliers", "init_scale", "sharpness"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} must be positive, not {value}.")
+        if self.smoothness is not None and not 0 <= self.smoothness < math.inf:
+            raise InputError(f"smoothness must not be negative, and {self.smoothness} is.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search has at the moment: images [m, c, h, w] un-centred, multipliers [m], cotangents [m, k]."""
+
+    images: Tensor
+    multipliers: Tensor
+    cotangents: Tensor
+
+
+class Search(Protocol):
+    """A search under way: each optimiser step follows the gradient of `objective`."""
+
+    reading: Reading
+    labels: Int[Tensor, " m"]
+    optimiser: torch.optim.Optimizer
+
+    def objective(self) -> tuple[Tensor, Tensor]:
+        """The stationarity residual and the penalties, two scalars to be minimised together."""
+
+    def found(self) -> Found:
+        """The candidates of the moment."""
+
+
+class Multipliers:
+    """The multipliers of m candidates with their labels, and how each is shared among the other classes."""
+
+    def __init__(self, target: Target, labels: Tensor, config: Reconstruction, generator: torch.Generator) -> None:
+        assert config.objective is not None and config.min_multiplier is not None
+        self.row: Objective = OBJECTIVES[config.objective]
+        self.labels, self.least = labels, config.min_multiplier
+        count, dtype, device = len(labels), target.centre.dtype, target.centre.device
+        draw = torch.randn if self.row.signed and config.method == "reference" else torch.rand
+        start = draw(count, generator=generator, dtype=dtype).to(device)
+        if self.row.signed and config.method != "reference":
+            start = start * (2 * labels - 1)
+        self.values = start.requires_grad_()
+        self.shares = torch.zeros(count, target.outputs, dtype=dtype, device=device, requires_grad=True)
+
+    def cotangents(self, scores: Tensor) -> Tensor:
+        return self.row.cotangents(scores, self.labels, self.values, self.shares) / len(self.labels)
+
+    def penalty(self) -> Tensor:
+        """sum relu(min_multiplier - lambda)^2, nothing where multipliers may be negative."""
+        if self.row.signed:
+            return self.values.new_zeros(())
+        return (self.least - self.values).relu().pow(2).sum()
+
+    def groups(self, images: list[Tensor], config: Reconstruction) -> list[dict[str, Any]]:
+        """The optimiser's parameter groups: the images' variables and the multipliers', each with its learning rate."""
+        own = [self.values, self.shares] if self.row.shared else [self.values]
+        return [{"params": images, "lr": config.lr_images}, {"params": own, "lr": config.lr_multipliers}]
+
+
+def balanced_labels(target: Target, config: Reconstruction, images: int) -> Tensor:
+    per_class = config.per_class or -(-max(2 * images, 200) // target.labels)
+    return torch.arange(target.labels, device=target.centre.device).repeat_interleave(per_class)
+
+
+def first_guess(shape: tuple[int, ...], scale: float, target: Target, generator: torch.Generator) -> Tensor:
+    start = scale * torch.randn(shape, generator=generator, dtype=target.centre.dtype)
+    return start.to(target.centre.device).requires_grad_()
+
+
+def outside(images: Tensor) -> Tensor:
+    """Squared distance of the pixels to [0, 1]."""
+    return (images - 1).relu().pow(2).sum() + (-images).relu().pow(2).sum()
+
+
+def snapshot(target: Target, images: Tensor, multipliers: Multipliers) -> Found:
+    with torch.no_grad():
+        images, values = images.detach(), multipliers.values.detach().clone()
+        return Found(images=images, multipliers=values, cotangents=multipliers.cotangents(target.network(images)))

@@ -1,0 +1,100 @@
+"""Searches over pixels, for any network, by autograd: the papers' scheme, and ours where the network is not dense."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from exhume.candidates import Reading
+from exhume.methods.ground import (
+    Found,
+    Multipliers,
+    Reconstruction,
+    Target,
+    balanced_labels,
+    first_guess,
+    outside,
+    snapshot,
+)
+from exhume.reading import bulk_rank, squared_differences
+from exhume.stationarity import (
+    Sharpness,
+    absolute_residual,
+    fixed,
+    network_gradients,
+    relative_residual,
+    scale_free,
+)
+
+
+class PixelSearch:
+    """Centred images [m, c, h, w] and multipliers, judged by a residual over all parameters."""
+
+    def __init__(
+        self,
+        target: Target,
+        config: Reconstruction,
+        generator: torch.Generator,
+        sharpness: Callable[[float], Sharpness],
+        residual: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
+    ) -> None:
+        assert config.init_scale is not None and config.sharpness is not None
+        self.target, self.sharpness, self.residual = target, sharpness(config.sharpness), residual
+        named = [(name, p) for name, p in target.network.named_parameters() if p.requires_grad]
+        self.parameters = [parameter.detach() for _, parameter in named]
+        self.reading = Reading(
+            images=config.images or _assumed_images(target),
+            rank=0,
+            layers=[name for name, _ in named],
+            weighted=False,
+            smoothness=config.smoothness or 0.0,
+        )
+        self.labels = balanced_labels(target, config, self.reading.images)
+        self.centred = first_guess((len(self.labels), *target.shape), config.init_scale, target, generator)
+        self.multipliers = Multipliers(target, self.labels, config, generator)
+        self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.multipliers.groups([self.centred], config))
+
+    @property
+    def images(self) -> Tensor:
+        """Un-centred images."""
+        return self.centred + self.target.centre
+
+    def objective(self) -> tuple[Tensor, Tensor]:
+        gradients = network_gradients(self.target.network, self.images, self.multipliers.cotangents, self.sharpness)
+        return self.residual(self.parameters, gradients), self.penalty()
+
+    def penalty(self) -> Tensor:
+        """What is plausible of any image: pixels within [0, 1], and smooth where asked for."""
+        rough = self.reading.smoothness * squared_differences(self.images)
+        return self.multipliers.penalty() + 1e-3 * outside(self.images) + rough
+
+    def found(self) -> Found:
+        return snapshot(self.target, self.images, self.multipliers)
+
+
+class ReferenceSearch(PixelSearch):
+    """The papers' scheme: one multiplier a sample, SGD with momentum, absolute residual, gate of fixed sharpness.
+
+    L = sum_p norm(theta_p - G_p / m)^2 + sum relu(x - 1)^2 + relu(-1 - x)^2 + 5 sum relu(lambda_min - lambda)^2, over
+    the centred images x (2022, section 3.2; 2023, section 3.2).
+    """
+
+    def __init__(self, target: Target, config: Reconstruction, generator: torch.Generator) -> None:
+        super().__init__(target, config, generator, fixed, absolute_residual)
+        self.optimiser = torch.optim.SGD(self.multipliers.groups([self.centred], config), momentum=0.9)
+
+    def penalty(self) -> Tensor:
+        """The papers' penalties: centred pixels within [-1, 1], multipliers above their minimum."""
+        beyond = (self.centred.abs() - 1).relu().pow(2).sum()
+        return beyond + 5 * self.multipliers.penalty()
+
+
+def any_network(target: Target, config: Reconstruction, generator: torch.Generator) -> PixelSearch:
+    """Our objective for any network: Adam, all multipliers, relative residual, scale-free gate."""
+    return PixelSearch(target, config, generator, scale_free, relative_residual)
+
+
+def _assumed_images(target: Target) -> int:
+    """The rank of the first weight matrix above its bulk, when nobody says how many images there were."""
+    weight = next(p for p in target.network.parameters() if p.ndim > 1).detach().flatten(1)
+    return max(bulk_rank(torch.linalg.svdvals(weight), (weight.shape[0], weight.shape[1])), 1)

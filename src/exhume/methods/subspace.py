@@ -1,0 +1,112 @@
+"""Our scheme for dense networks: a search in the data's own subspace, with the gradients written out."""
+
+import torch
+from torch import Tensor, nn
+
+from exhume.candidates import Reading
+from exhume.methods.ground import (
+    Found,
+    Multipliers,
+    Reconstruction,
+    Target,
+    balanced_labels,
+    first_guess,
+    outside,
+    snapshot,
+)
+from exhume.networks import ACTIVATIONS, CentredNetwork
+from exhume.reading import (
+    SMOOTH_ROUGHNESS,
+    Subspace,
+    bulk_rank,
+    first_layer,
+    is_stationary,
+    roughness,
+    squared_differences,
+    subspace,
+)
+from exhume.stationarity import Dense, dense_gradients, relative_residual, scale_free
+
+
+class SubspaceSearch:
+    """Coordinates [m, r] and multipliers, judged by the relative residual of the layers that can be trusted."""
+
+    def __init__(self, target: Target, dense: Dense, config: Reconstruction, generator: torch.Generator) -> None:
+        assert config.init_scale is not None and config.sharpness is not None
+        self.target, self.sharpness = target, scale_free(config.sharpness)
+        self.subspace, self.stationary, self.reading = read_weights(target, dense, config)
+        self.dense = Dense([self.subspace.first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
+        self.column_weights = _column_weights(self.subspace) if self.reading.weighted else 1.0
+        self.labels = balanced_labels(target, config, self.reading.images)
+        self.coordinates = first_guess((len(self.labels), self.reading.rank), config.init_scale, target, generator)
+        self.multipliers = Multipliers(target, self.labels, config, generator)
+        self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.multipliers.groups([self.coordinates], config))
+
+    def objective(self) -> tuple[Tensor, Tensor]:
+        gradients = dense_gradients(
+            self.dense, self.coordinates, self.multipliers.cotangents, self.sharpness, first_only=not self.stationary
+        )
+        parameters = self.dense.parameters[: len(gradients)]
+        weights = [self.column_weights, *[1.0] * (len(gradients) - 1)]
+        images, ones = self._images()
+        rough = self.reading.smoothness * squared_differences(images)
+        penalty = self.multipliers.penalty() + 1e-3 * ((ones - 1).pow(2).sum() + outside(images)) + rough
+        return relative_residual(parameters, gradients, weights), penalty
+
+    def _images(self) -> tuple[Tensor, Tensor]:
+        """Un-centred images and their bias coordinate, which a true training image has at 1."""
+        values = self.coordinates @ self.subspace.basis.T
+        count = self.target.centre.numel()
+        ones = values[:, count] if self.subspace.biased else values.new_ones(())
+        return values[:, :count].reshape(-1, *self.target.shape) + self.target.centre, ones
+
+    def found(self) -> Found:
+        return snapshot(self.target, self._images()[0], self.multipliers)
+
+
+def as_dense(network: nn.Module) -> Dense | None:
+    """The network as a chain of dense layers, or None if it is anything else."""
+    layers = list(network.layers) if isinstance(network, CentredNetwork) else None
+    if layers is None:
+        layers = list(network) if type(network) is nn.Sequential else []
+    layers = layers[1:] if layers and isinstance(layers[0], nn.Flatten) else layers
+    linear = [layer for layer in layers[::2] if type(layer) is nn.Linear]
+    # by their printed form, which tells also a leaky ReLU's slope and how a GELU is computed
+    between = {repr(layer) for layer in layers[1::2]}
+    activations = [name for name, make in ACTIVATIONS.items() if between <= {repr(make())}]
+    if len(linear) != len(layers[::2]) or len(layers) != 2 * len(linear) - 1 or not activations:
+        return None
+    return Dense(
+        [layer.weight.detach() for layer in linear],
+        [layer.bias.detach() if layer.bias is not None else None for layer in linear],
+        activations[0],
+    )
+
+
+def read_weights(target: Target, dense: Dense, config: Reconstruction) -> tuple[Subspace, bool, Reading]:
+    """Reads subspace, number of images, trusted layers, weighting and smoothness from the weights alone."""
+    first = first_layer(dense)
+    rank = bulk_rank(torch.linalg.svdvals(first), (first.shape[0], first.shape[1]))
+    images = config.images or rank
+    rank = min(max(rank, images), *first.shape)
+    space = subspace(dense, rank)
+    stationary = is_stationary(dense, images)
+    smooth = min(target.shape[1:]) >= 3 and roughness(space.basis, target.shape) < SMOOTH_ROUGHNESS
+    names = [name for name, parameter in target.network.named_parameters() if parameter.requires_grad]
+    first_names = names[: 1 + (dense.biases[0] is not None)]
+    return (
+        space,
+        stationary,
+        Reading(
+            images=images,
+            rank=rank,
+            layers=names if stationary else first_names,
+            weighted=config.weighted if config.weighted is not None else not stationary,
+            smoothness=config.smoothness if config.smoothness is not None else 1e-5 * smooth,
+        ),
+    )
+
+
+def _column_weights(space: Subspace) -> Tensor:
+    """Generalised least squares: what training left behind errs in proportion to the images themselves."""
+    return (space.singular.pow(2) + (0.3 * space.singular[0]).pow(2)).rsqrt()

@@ -1,0 +1,142 @@
+"""Runs by name: the papers' trainings and reconstructions with their published settings, and ours."""
+
+from dataclasses import dataclass
+
+from exhume.methods import Reconstruction
+from exhume.networks import Network
+from exhume.training import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPreset:
+    """A training: its problem, images of each class, network and settings; `source` says where it comes from."""
+
+    problem: str
+    per_class: int
+    network: Network
+    training: Training
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionPreset:
+    """A reconstruction's settings, and where they come from."""
+
+    reconstruction: Reconstruction
+    source: str
+
+
+_HAIM = "Haim et al. 2022"
+_BUZAGLO = "Buzaglo et al. 2023"
+_SMALL_START = Network(init_scale=1e-4)
+_DEFAULT_START = Network(init_scale=None)
+
+
+def _papers(loss: str, lr: float, weight_decay: float = 0.0) -> Training:
+    """Full-batch gradient descent in float64 for a million epochs."""
+    return Training(loss=loss, lr=lr, weight_decay=weight_decay, epochs=1_000_000, dtype="float64")
+
+
+TRAININGS: dict[str, TrainingPreset] = {
+    "demo": TrainingPreset(
+        problem="mnist-digits",
+        per_class=10,
+        network=_SMALL_START,
+        training=Training(loss="ce", lr=0.5, epochs=1000),
+        source="the run of `exhume demo`",
+    ),
+    "mnist-binary": TrainingPreset(
+        problem="mnist-odd-even", per_class=250, network=_SMALL_START, training=_papers("bce", 0.01), source=_HAIM
+    ),
+    "cifar10-binary": TrainingPreset(
+        problem="cifar10-vehicles-animals",
+        per_class=250,
+        network=_SMALL_START,
+        training=_papers("bce", 0.01),
+        source=_HAIM,
+    ),
+    "cifar10-multiclass": TrainingPreset(
+        problem="cifar10-multiclass", per_class=50, network=_SMALL_START, training=_papers("ce", 0.5), source=_BUZAGLO
+    ),
+    "cifar100-multiclass": TrainingPreset(
+        problem="cifar100-multiclass", per_class=5, network=_SMALL_START, training=_papers("ce", 0.5), source=_BUZAGLO
+    ),
+    "cifar10-regression": TrainingPreset(
+        problem="cifar10-vehicles-animals-regression",
+        per_class=250,
+        network=_DEFAULT_START,
+        training=_papers("mse", 0.01, 7.5e-4),
+        source=_BUZAGLO,
+    ),
+    "cifar10-huber": TrainingPreset(
+        problem="cifar10-vehicles-animals-regression",
+        per_class=250,
+        network=_DEFAULT_START,
+        training=_papers("huber", 0.01, 7.5e-4),
+        source=_BUZAGLO,
+    ),
+}
+
+
+def _reference(  # noqa: PLR0917 a row of the papers' table
+    per_class: int,
+    init_scale: float,
+    lr_images: float,
+    lr_multipliers: float,
+    min_multiplier: float,
+    sharpness: float,
+    source: str,
+) -> ReconstructionPreset:
+    """A winner of the papers' sweeps, which were judged by the ground truth."""
+    settings = Reconstruction(
+        method="reference",
+        steps=50_000,
+        per_class=per_class,
+        init_scale=init_scale,
+        lr_images=lr_images,
+        lr_multipliers=lr_multipliers,
+        min_multiplier=min_multiplier,
+        sharpness=sharpness,
+        dtype="float64",
+    )
+    return ReconstructionPreset(reconstruction=settings, source=source)
+
+
+RECONSTRUCTIONS: dict[str, ReconstructionPreset] = {
+    "exhume": ReconstructionPreset(reconstruction=Reconstruction(), source="our defaults, for every network"),
+    "cifar10-binary-1": _reference(500, 8.8574935e-4, 0.55491718, 1e-4, 0.49830264, 19.144552, _HAIM),
+    "cifar10-binary-2": _reference(
+        500, 4.473685426131403e-3, 0.3462076508871333, 1e-4, 0.4935914336068267, 21.679355102650792, _HAIM
+    ),
+    "mnist-binary-1": _reference(
+        500, 0.03497673778414215, 0.03052419903283405, 1e-4, 0.4470505589528116, 149.86555429083975, _HAIM
+    ),
+    "mnist-binary-2": _reference(
+        500, 1.7419854462879885e-3, 0.2821179669627431, 1e-4, 0.4152673302812194, 19.21458586003623, _HAIM
+    ),
+    "cifar10-multiclass-1": _reference(
+        100,
+        3.60518547049631e-4,
+        2.4198142474905472e-4,
+        0.9512763978427656,
+        0.04011794836931207,
+        326.46588669096246,
+        _BUZAGLO,
+    ),
+    "cifar10-multiclass-2": _reference(
+        100,
+        6.22770037826723e-5,
+        1.3623494019067482e-3,
+        0.4793320031112019,
+        0.20320890155329197,
+        39.51743620751245,
+        _BUZAGLO,
+    ),
+    # regression has free signs: the least multiplier does not apply
+    "cifar10-regression-1": _reference(
+        500, 0.01974952888330726, 0.9517516442495262, 1e-4, 0.0, 90.28906727946568, _BUZAGLO
+    ),
+    "cifar10-regression-2": _reference(
+        500, 0.01365011625746045, 0.8715451581554072, 1e-4, 0.0, 107.4129778091374, _BUZAGLO
+    ),
+}

@@ -1,0 +1,247 @@
+"""Readers of the formats in which CIFAR, MNIST and arrays of one's own are published.
+
+Whatever is wrong with a file is one `InputError` that names it. Nothing in a file is ever executed.
+"""
+
+import gzip
+import io
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from exhume.errors import InputError
+from exhume.problems.datasets import DataSet, Rows
+
+DAMAGE = (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+"""What the standard library and NumPy raise for a file that is cut short or something else than its name says."""
+
+MNIST_IMAGES = "train-images-idx3-ubyte"
+MNIST_FILES = (MNIST_IMAGES, "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar:
+    """What CIFAR-10 and CIFAR-100 do not have in common.
+
+    train, test: the names of their files (with .bin in the binary version); label_key: where the python version has its
+    labels; label_bytes: bytes before the pixels of an image in the binary version, the last of which is the label.
+    """
+
+    title: str
+    classes: tuple[str, ...]
+    train: tuple[str, ...]
+    test: str
+    label_key: bytes
+    label_bytes: int
+
+
+def read_cifar(path: Path, kind: Cifar) -> DataSet:
+    """Reads a CIFAR archive, packed (.tar.gz) or unpacked, in its python or its binary version.
+
+    Source: https://www.cs.toronto.edu/~kriz/cifar.html describes both; in both an image is its red, green, blue planes.
+    """
+    binary = "-bin" in path.name
+    names = [f"{name}.bin" if binary else name for name in (*kind.train, kind.test)]
+    files = _members(path, names)
+    parts = []
+    for name in names:
+        try:
+            images, labels = (_cifar_binary if binary else _cifar_pickle)(files[name], kind)
+            parts.append(_rows(images, labels, kind.classes))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {name} {error}.") from None
+    train = Rows(torch.cat([part.images for part in parts[:-1]]), torch.cat([part.labels for part in parts[:-1]]))
+    return DataSet(train, parts[-1], kind.classes, f"{kind.title}, from {path.name}")
+
+
+def read_mnist(path: Path) -> DataSet:
+    """Reads MNIST's four IDX files, gzipped or not, of which `path` is that of the training images."""
+    arrays = [_idx(path.parent, name) for name in MNIST_FILES]
+    classes = tuple("0123456789")
+    try:
+        train = _rows(arrays[0][:, None], arrays[1], classes)
+        test = _rows(arrays[2][:, None], arrays[3], classes)
+    except (ValueError, IndexError) as error:
+        raise InputError(f"The MNIST files beside {path} are damaged: one {error}.") from None
+    return DataSet(train, test, classes, f"MNIST, from {path.name} and the files beside it")
+
+
+def read_npz(path: Path, classes: tuple[str, ...] | None = None, title: str = "Arrays") -> DataSet:
+    """Reads an .npz file with x_train, y_train (or images, labels) and perhaps x_test, y_test.
+
+    Args:
+        classes: the names of labels 0, 1, ...; None: the sorted distinct labels are the classes.
+
+    Raises:
+        InputError: an array is missing, or is no images ([n, h, w], [n, h, w, c] or [n, c, h, w] with 1 or 3 channels,
+            uint8 or floats in [0, 1]) or no labels ([n], whole numbers).
+    """
+    arrays = _npz_arrays(path)
+    train_keys = ("x_train", "y_train") if "x_train" in arrays else ("images", "labels")
+    for key in train_keys:
+        if key not in arrays:
+            raise InputError(
+                f"{path} holds {', '.join(arrays) or 'nothing'}, but no {key}; x_train and y_train (or images and "
+                "labels) are needed."
+            )
+    values = np.unique(_labels(path, train_keys[1], arrays)) if classes is None else np.arange(len(classes))
+    names = classes or tuple(str(value) for value in values)
+    train = _npz_rows(path, train_keys, arrays, values)
+    test = _npz_rows(path, ("x_test", "y_test"), arrays, values) if {"x_test", "y_test"} <= arrays.keys() else None
+    if test is not None and test.images.shape[1:] != train.images.shape[1:]:
+        raise InputError(f"{path}: the images of {train_keys[0]} and x_test have different shapes.")
+    return DataSet(train, test, names, f"{title}, from {path.name}")
+
+
+def _members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The named files of a folder or a .tar.gz, read into memory; nothing is unpacked to disk."""
+    try:
+        if path.is_dir():
+            files = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
+        else:
+            with tarfile.open(path) as archive:
+                files = {
+                    Path(member.name).name: content.read()
+                    for member in archive
+                    if Path(member.name).name in names and (content := archive.extractfile(member)) is not None
+                }
+    except DAMAGE as error:
+        raise InputError(f"{path} is damaged: {error}.") from None
+    for name in names:
+        if name not in files:
+            raise InputError(f"{path} is damaged: it holds no {name}.")
+    return files
+
+
+class _Recorder:
+    """Stands in for NumPy's array and type while a pickle is read: keeps what it is given, does nothing with it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Reads a pickle without executing anything it asks for.
+
+    Why this is safe: a pickle can only call what `find_class` hands out (the persistent ids and the extension registry,
+    the other two ways, are undefined and empty). This `find_class` imports nothing: for the three names that a pickled
+    NumPy array needs it hands out the recorder above, for any other it refuses.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        array = module in {"numpy.core.multiarray", "numpy._core.multiarray"} and name == "_reconstruct"
+        if array or (module == "numpy" and name in {"ndarray", "dtype"}):
+            return _Recorder
+        raise ValueError(f"wants to run {module}.{name}, which is refused")
+
+
+def _cifar_pickle(content: bytes, kind: Cifar) -> tuple[NDArray[Any], NDArray[Any]]:
+    try:
+        batch = _InertUnpickler(io.BytesIO(content), encoding="bytes").load()
+        labels = np.array(batch[kind.label_key], dtype=np.int64)
+        _, shape, dtype, fortran, pixels = batch[b"data"].state
+        if dtype.arguments[0] != b"u1":
+            raise ValueError("holds pixels that are no bytes")
+        images = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if fortran else "C")
+        return images.reshape(-1, 3, 32, 32), labels
+    except ValueError:
+        raise
+    except Exception as error:  # a broken pickle can raise anything, says its documentation
+        raise ValueError(f"is no CIFAR batch ({type(error).__name__}: {error})") from None
+
+
+def _cifar_binary(content: bytes, kind: Cifar) -> tuple[NDArray[Any], NDArray[Any]]:
+    rows = np.frombuffer(content, np.uint8).reshape(-1, kind.label_bytes + 3 * 32 * 32)
+    return rows[:, kind.label_bytes :].reshape(-1, 3, 32, 32), rows[:, kind.label_bytes - 1]
+
+
+def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
+    """An array in the IDX format: 0, 0, 8 (for bytes), the number of axes, their lengths (big-endian), the bytes."""
+    path = folder / f"{name}.gz"
+    path = path if path.is_file() else folder / name
+    if not path.is_file():
+        raise InputError(f"{folder} holds {MNIST_IMAGES} but no {name} (or {name}.gz), which belongs to it.")
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        if content[:3] != b"\0\0\x08":
+            raise ValueError("it is no IDX file of bytes")
+        start = 4 + 4 * content[3]
+        return np.frombuffer(content[start:], np.uint8).reshape(struct.unpack(f">{content[3]}I", content[4:start]))
+    except (*DAMAGE, IndexError, struct.error) as error:
+        raise InputError(f"{path} is damaged: {error}.") from None
+
+
+def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    keys = ("x_train", "y_train", "images", "labels", "x_test", "y_test")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            return {key: content[key] for key in content if key in keys}
+    except FileNotFoundError:
+        raise InputError(f"There is no {path}.") from None
+    except (*DAMAGE, TypeError, AttributeError) as error:  # the last two: an array on its own, no archive of arrays
+        raise InputError(f"{path} cannot be read as .npz: {error}.") from None
+
+
+def _npz_rows(path: Path, keys: tuple[str, str], arrays: dict[str, NDArray[Any]], values: NDArray[Any]) -> Rows:
+    images, labels = _images(path, keys[0], arrays[keys[0]]), _labels(path, keys[1], arrays)
+    if not np.isin(labels, values).all():
+        unknown = labels[~np.isin(labels, values)][0]
+        raise InputError(f"{path}: {keys[1]} has label {unknown}, which is none of the {len(values)} classes.")
+    try:
+        return _rows(images, np.searchsorted(values, labels), tuple(map(str, values)))
+    except ValueError as error:
+        raise InputError(f"{path}: {keys[0]} {error}.") from None
+
+
+def _images(path: Path, key: str, images: NDArray[Any]) -> NDArray[Any]:
+    """Any accepted layout as [n, c, h, w]; where both ends could be the channels, the last axis is."""
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[3] in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    elif images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise InputError(
+            f"{path}: {key} has shape {list(images.shape)}, not [n, h, w], [n, h, w, c] or [n, c, h, w] with 1 or 3 "
+            "channels."
+        )
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f" or not np.all((images >= 0) & (images <= 1)):
+        raise InputError(f"{path}: {key} must be uint8 (0 to 255) or floats in [0, 1], not {_range(images)}.")
+    return images.astype(np.float32)
+
+
+def _range(array: NDArray[Any]) -> str:
+    return f"{array.dtype} from {array.min():g} to {array.max():g}" if array.dtype.kind in "iuf" else str(array.dtype)
+
+
+def _labels(path: Path, key: str, arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    labels = arrays[key]
+    if labels.dtype.kind not in "iub" or labels.shape[:1] != (labels.size,):
+        raise InputError(
+            f"{path}: {key} must be whole numbers, one per image, not {labels.dtype} {list(labels.shape)}."
+        )
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _rows(images: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]) -> Rows:
+    if len(images) != len(labels) or len(images) == 0:
+        raise ValueError(f"holds {len(images)} images and {len(labels)} labels")
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(f"holds labels outside 0 to {len(classes) - 1}")
+    return Rows(torch.tensor(images), torch.tensor(labels, dtype=torch.int64))

@@ -1,0 +1,72 @@
+"""Your own images, a folder per class (default: trained on half of the smallest class)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from exhume.errors import InputError
+from exhume.problems import Problem, Selection
+from exhume.problems.datasets import DataSet, Rows
+from exhume.problems.npz import own_problem
+
+GREY = {"1", "L", "LA"}
+
+
+def load(selection: Selection) -> Problem:
+    """The image files in each sub-folder of a folder, in the order of their names; the sub-folders name the classes.
+
+    Grey where every image is grey, RGB otherwise; an alpha channel is dropped. All images must have the same size.
+    """
+    if selection.data_dir is None or not Path(selection.data_dir).is_dir():
+        raise InputError(
+            "The problem image-folder needs a folder that holds a folder of images for each class: give its path in "
+            "place of the problem's name, or as --data-dir."
+        )
+    folder = Path(selection.data_dir)
+    files = {path.name: _image_files(path) for path in sorted(folder.iterdir()) if _is_class(path)}
+    if len(files) < 2:
+        raise InputError(f"{folder} holds {len(files)} folders, but image-folder needs one per class, two or more.")
+    empty = [name for name, of_class in files.items() if not of_class]
+    if empty:
+        raise InputError(f"{folder / empty[0]} holds no image file, but every folder in {folder} is taken for a class.")
+    per_class = selection.per_class or max(1, min(map(len, files.values())) // 2)
+    needed = {name: of_class[: 2 * per_class] for name, of_class in files.items()}
+    labels = [label for label, of_class in enumerate(needed.values()) for _ in of_class]
+    rows = Rows(_read([path for of_class in needed.values() for path in of_class]), torch.tensor(labels))
+    return own_problem("image-folder", DataSet(rows, None, tuple(files), f"Your images, from {folder.name}"), per_class)
+
+
+def _is_class(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _image_files(folder: Path) -> list[Path]:
+    known = Image.registered_extensions()
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in known and not path.name.startswith("."))
+
+
+def _read(paths: list[Path]) -> torch.Tensor:
+    """Images as bytes, [n, c, h, w]."""
+    images = [_open(path) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.size != images[0].size:
+            raise InputError(
+                f"All images must have one size: {paths[0]} is {images[0].width}x{images[0].height}, "
+                f"{path} is {image.width}x{image.height}."
+            )
+    mode = "L" if all(image.mode in GREY for image in images) else "RGB"
+    pixels = np.stack([np.asarray(image.convert(mode)) for image in images])
+    return torch.tensor(pixels).reshape(*pixels.shape[:3], -1).permute(0, 3, 1, 2).contiguous()
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as an image: {error}.") from None
+    if image.mode[0] in "IF":
+        raise InputError(f"{path} has more than 8 bits a channel ({image.mode}), which image-folder does not read.")
+    return image

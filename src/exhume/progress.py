@@ -1,0 +1,21 @@
+"""How long work tells its caller how far it is. The library never prints: the command line draws the bars."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """`step` of `total` steps of `stage` are done; `values` are the figures of the moment, by name."""
+
+    stage: str
+    step: int
+    total: int
+    values: Mapping[str, float]
+
+
+Listener = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """Hears nothing."""

@@ -1,0 +1,114 @@
+"""What the weights give away before any search: the data's subspace, how many images, which layers to trust."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from exhume.networks import Shape
+from exhume.stationarity import Dense
+
+STATIONARY_ENERGY = 0.95
+"""Share of a hidden layer's energy in its first `images` directions above which training has made it."""
+SMOOTH_ROUGHNESS = 1.6
+"""Roughness of the data's directions below which images are photographs (CIFAR-10: 1.1, digits: 2.3, noise: 4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subspace:
+    """The span of the training images in the first layer [W | b] = U S V^T.
+
+    A candidate is its coordinates c, [r]: (image - centre, 1) = c V^T, since every row of the first layer's stationary
+    value is a combination of the training images, each with a 1 for the bias.
+    basis: V, [d (+ 1 with a bias), r]; first: U S, [width, r]; singular: S, [r].
+    """
+
+    basis: Float[Tensor, "d r"]
+    first: Float[Tensor, "width r"]
+    singular: Float[Tensor, " r"]
+    biased: bool
+
+
+def first_layer(dense: Dense) -> Tensor:
+    """[W | b] of the first layer, [width, d (+ 1 with a bias)]."""
+    bias = dense.biases[0]
+    return dense.weights[0] if bias is None else torch.cat([dense.weights[0], bias[:, None]], 1)
+
+
+def bulk_rank(singular: Float[Tensor, " k"], size: tuple[int, int]) -> int:
+    """Number of singular values above the Marchenko-Pastur bulk that the initialisation (or rounding) left behind.
+
+    The noise level is read from the median of the bulk, the bulk from what the rank leaves over, until both agree.
+
+    Args:
+        singular: all singular values in descending order, of a matrix of `size` (rows, columns).
+    """
+    rank = 0
+    for _ in range(20):
+        rows, columns = size[0] - rank, size[1] - rank
+        if min(rows, columns) < 8:  # no bulk is left to read
+            return len(singular)
+        noise = singular[rank:].median().item() / _median_singular(rows, columns)
+        edge = noise * (rows**0.5 + columns**0.5)
+        found = int((singular > 1.02 * edge).sum())
+        if found == rank:
+            break
+        rank = found
+    return _cliff(singular, rank, 2 * edge)
+
+
+def _cliff(singular: Tensor, rank: int, floor: float) -> int:
+    """Where weight decay has left nothing but rounding, which is no bulk, the rank ends at the fall into it."""
+    ratios = singular[:rank] / singular[1 : rank + 1].clamp_min(1e-30)
+    ratios = torch.where(singular[1 : rank + 1] < floor, ratios, 0)
+    return int(ratios.argmax()) + 1 if ratios.amax() > 5 else rank
+
+
+def _median_singular(rows: int, columns: int) -> float:
+    """Median singular value of a Gaussian matrix of unit variance: the quantile of the Marchenko-Pastur law."""
+    ratio = min(rows, columns) / max(rows, columns)
+    low, high = (1 - ratio**0.5) ** 2, (1 + ratio**0.5) ** 2
+    # substituting the angle removes the density's singular ends
+    angles = (np.arange(2000) + 0.5) * np.pi / 2000
+    values = (low + high) / 2 - (high - low) / 2 * np.cos(angles)
+    cumulated = np.cumsum(np.sin(angles) ** 2 / values)
+    median = np.interp(0.5 * cumulated[-1], cumulated, values)
+    return float((median * max(rows, columns)) ** 0.5)
+
+
+def subspace(dense: Dense, rank: int) -> Subspace:
+    """The first layer in its own `rank` leading directions."""
+    left, singular, right = torch.linalg.svd(first_layer(dense), full_matrices=False)
+    return Subspace(
+        basis=right[:rank].T.contiguous(),
+        first=left[:, :rank] * singular[:rank],
+        singular=singular[:rank],
+        biased=dense.biases[0] is not None,
+    )
+
+
+def is_stationary(dense: Dense, images: int) -> bool:
+    """Whether the hidden layers after the first are the data's work rather than their initialisation's.
+
+    A stationary layer is a sum of one rank-one term an image, so its energy lies in its first `images` directions; an
+    initialisation spreads it over all of them.
+    """
+    for weight in dense.weights[1:-1]:
+        energy = torch.linalg.svdvals(weight).pow(2)
+        if energy[:images].sum() < STATIONARY_ENERGY * energy.sum():
+            return False
+    return True
+
+
+def roughness(basis: Float[Tensor, "d r"], shape: Shape) -> float:
+    """Squared differences of neighbouring pixels over squared pixels, over the data's directions (noise: 4)."""
+    count = shape[0] * shape[1] * shape[2]
+    pictures = basis[:count].T.reshape(-1, *shape)
+    return (squared_differences(pictures) / pictures.pow(2).sum().clamp_min(1e-30)).item()
+
+
+def squared_differences(pictures: Float[Tensor, "m c h w"]) -> Tensor:
+    """Sum of the squared differences of horizontally and vertically neighbouring pixels."""
+    return pictures.diff(dim=-1).pow(2).sum() + pictures.diff(dim=-2).pow(2).sum()

@@ -1,0 +1,113 @@
+"""The attacker: reconstructs training images from a trained network. It sees the weights, never an image."""
+
+import copy
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from exhume.candidates import Candidates, HistoryPoint
+from exhume.checkpoint import Checkpoint
+from exhume.errors import InputError
+from exhume.methods import METHODS, resolve
+from exhume.methods.ground import Found, Reconstruction, Search, Target
+from exhume.networks import Task
+from exhume.progress import Listener, Progress, silent
+
+
+def reconstruct(
+    target: Checkpoint | nn.Module,
+    config: Reconstruction | None = None,
+    *,
+    task: Task | None = None,
+    centre: Float[Tensor, "c h w"] | None = None,
+    device: torch.device | str = "cpu",
+    listener: Listener = silent,
+) -> Candidates:
+    """Reconstructs candidate training images from a checkpoint, or from any `nn.Module`.
+
+    Args:
+        task, centre: needed for a module only: what its outputs mean, and around which image [c, h, w] to search (the
+            training mean if the attacker knows it, else grey).
+        listener: told of the residual about a hundred times.
+
+    Raises:
+        InputError: task or centre is missing, or the settings do not fit the task. Divergence is a status.
+    """
+    config = config or Reconstruction()
+    aim = _target(target, task, centre)
+    config = resolve(config, aim.task)
+    aim = _moved(aim, getattr(torch, config.dtype or "float32"), torch.device(device))
+    generator = torch.Generator().manual_seed(config.seed)
+    search = METHODS[config.method].start(aim, config, generator)
+    history, best = _descend(search, config.steps or 1, listener)
+    diverged = not math.isfinite(history[-1].residual + history[-1].penalty)
+    return Candidates(
+        images=best.images.float().cpu(),
+        labels=search.labels.cpu(),
+        multipliers=best.multipliers.float().cpu(),
+        explained=_explained(aim.network, best).float().cpu(),
+        history=[point for point in history if math.isfinite(point.residual + point.penalty)],
+        reading=search.reading,
+        status="diverged" if diverged else "done",
+        message=f"The residual was no longer finite at step {history[-1].step}; smaller learning rates may help."
+        if diverged
+        else f"All {config.steps} steps are over.",
+    )
+
+
+def _descend(search: Search, steps: int, listener: Listener) -> tuple[list[HistoryPoint], Found]:
+    """Follows the gradient; returns the history and the last candidates that were finite."""
+    history: list[HistoryPoint] = []
+    found, every = search.found(), max(1, steps // 100)
+    for step in range(steps + 1):
+        residual, penalty = search.objective()
+        if step % every == 0 or step == steps:
+            history.append(HistoryPoint(step=step, residual=residual.item(), penalty=penalty.item()))
+            if not math.isfinite(history[-1].residual + history[-1].penalty):
+                break
+            found = search.found()
+            values = {"residual": history[-1].residual, "penalty": history[-1].penalty}
+            listener(Progress(stage="reconstruct", step=step, total=steps, values=values))
+        if step < steps:
+            search.optimiser.zero_grad()
+            (residual + penalty).backward()  # type: ignore[no-untyped-call]
+            search.optimiser.step()
+    return history, found
+
+
+def _target(target: Checkpoint | nn.Module, task: Task | None, centre: Tensor | None) -> Target:
+    if isinstance(target, Checkpoint):
+        return Target(network=target.build(), centre=target.centre, task=target.task, outputs=target.outputs)
+    if task is None or centre is None:
+        raise InputError("To attack a module, give its task and the centre [c, h, w] to search around.")
+    network = copy.deepcopy(target).eval()
+    with torch.no_grad():
+        scores = network(centre[None].to(next(network.parameters())))
+    if scores.ndim != 2 or (scores.shape[1] > 1) != (task == "multiclass"):
+        raise InputError(f"The network's scores have shape {tuple(scores.shape)}, which does not fit the task {task}.")
+    return Target(network=network, centre=centre, task=task, outputs=scores.shape[1])
+
+
+def _moved(target: Target, dtype: torch.dtype, device: torch.device) -> Target:
+    return Target(
+        network=target.network.to(device, dtype),
+        centre=target.centre.to(device, dtype),
+        task=target.task,
+        outputs=target.outputs,
+    )
+
+
+def _explained(network: nn.Module, found: Found) -> Tensor:
+    """Share of the parameters' squared norm that each candidate accounts for: <theta, J_i^T d_i> / norm(theta)^2."""
+    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+    def scores(theta: dict[str, Tensor]) -> Tensor:
+        result: Tensor = torch.func.functional_call(network, theta, (found.images,))
+        return result
+
+    along: Tensor = torch.func.jvp(scores, (parameters,), (parameters,))[1]
+    norm = torch.stack([p.pow(2).sum() for p in parameters.values()]).sum()
+    share: Tensor = (found.cotangents * along).sum(1) / norm
+    return share

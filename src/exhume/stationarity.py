@@ -1,0 +1,249 @@
+"""The mathematics: a trained network's parameters are a weighted sum of its gradients at the training images.
+
+    theta = sum_i J(x_i)^T d_i          J: gradient of the scores by theta, d_i: the cotangent of sample i, [k]
+
+which is Haim et al. 2022, eq. 3 (binary: d_i = lambda_i y_i), Buzaglo et al. 2023, eq. 4 (multiclass) and eq. 7
+(any loss under weight decay). An objective says what d_i may be; a gradient function gives the right-hand side; the
+residual says how far theta is from it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from exhume.networks import Task
+
+Scores = Float[Tensor, "m k"]
+Cotangents = Callable[[Scores], Float[Tensor, "m k"]]
+Sharpness = Callable[[Tensor], Tensor | float]
+
+
+# ---- Objectives: which cotangents a task allows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What the cotangents of a task are made of.
+
+    cotangents(scores, labels, multipliers, shares) -> [m, k], with scores [m, k], labels [m] class indices,
+    multipliers [m] and shares [m, k] (logits of how a multiplier is shared among the other classes);
+    signed: multipliers may be negative; shared: the shares are searched for as well.
+    """
+
+    task: Task
+    cotangents: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    signed: bool = False
+    shared: bool = False
+
+
+def _binary(scores: Tensor, labels: Tensor, multipliers: Tensor, shares: Tensor) -> Tensor:
+    """d_i = lambda_i y_i with y_i = -1 or 1 (2022, eq. 3)."""
+    return (multipliers * (2 * labels - 1))[:, None]
+
+
+def _runner_up(scores: Tensor, labels: Tensor, multipliers: Tensor, shares: Tensor) -> Tensor:
+    """d_i = lambda_i (e_y - e_j), j the highest-scoring other class: one multiplier a sample (2023, section 4.1)."""
+    own = functional.one_hot(labels, scores.shape[1]).to(scores.dtype)
+    runner_up = scores.detach().masked_fill(own.bool(), -torch.inf).argmax(1)
+    return multipliers[:, None] * (own - functional.one_hot(runner_up, scores.shape[1]))
+
+
+def _multiclass(scores: Tensor, labels: Tensor, multipliers: Tensor, shares: Tensor) -> Tensor:
+    """d_i = sum_j lambda_ij (e_y - e_j): every multiplier of 2023, eq. 4, as lambda_i times shares that sum to 1."""
+    own = functional.one_hot(labels, scores.shape[1]).to(scores.dtype)
+    others = shares.masked_fill(own.bool(), -torch.inf).softmax(1)
+    return multipliers[:, None] * (own - others)
+
+
+def _regression(scores: Tensor, labels: Tensor, multipliers: Tensor, shares: Tensor) -> Tensor:
+    """d_i = lambda_i of free sign (2023, eq. 7)."""
+    return multipliers[:, None]
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "binary": Objective(task="binary", cotangents=_binary),
+    "multiclass": Objective(task="multiclass", cotangents=_multiclass, shared=True),
+    "runner-up": Objective(task="multiclass", cotangents=_runner_up),
+    "regression": Objective(task="regression", cotangents=_regression, signed=True),
+}
+
+
+# ---- The smoothed gate: the value of an activation as it is, its derivative made differentiable
+
+
+def fixed(sharpness: float) -> Sharpness:
+    """The papers' gate: the derivative of ReLU at z becomes sigmoid(sharpness z)."""
+    return lambda _: sharpness
+
+
+def scale_free(sharpness: float) -> Sharpness:
+    """The gate in units of each image's own pre-activations: sigmoid(sharpness z / rms(z)).
+
+    No gradient flows through the root mean square, so that a candidate's scale stays free.
+    """
+
+    def of(z: Tensor) -> Tensor:
+        squares = z.detach().pow(2).flatten(1).mean(1)
+        return sharpness / squares.sqrt().clamp_min(1e-12).reshape(-1, *[1] * (z.ndim - 1))
+
+    return of
+
+
+def _hinge_gate(z: Tensor, sharpness: Tensor | float, below: float) -> Tensor:
+    """Derivative of a hinge with slope `below` on the left: a sigmoid step from `below` to 1."""
+    return below + (1 - below) * torch.sigmoid(sharpness * z)
+
+
+def smoothed_hinge(z: Tensor, sharpness: Tensor | float, below: float = 0.0) -> Tensor:
+    """(Leaky) ReLU whose value is exact and whose derivatives are those of the smoothed gate, to any order."""
+    soft = below * z - (1 - below) * functional.logsigmoid(-sharpness * z) / sharpness
+    return functional.leaky_relu(z, below).detach() + soft - soft.detach()
+
+
+class _SmoothHinges(TorchFunctionMode):
+    """Replaces every ReLU and leaky ReLU that is called, as module, function or method."""
+
+    def __init__(self, sharpness: Sharpness) -> None:
+        super().__init__()
+        self.sharpness = sharpness
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_):
+            return smoothed_hinge(args[0], self.sharpness(args[0]))
+        if func in (functional.leaky_relu, functional.leaky_relu_):
+            below = kwargs.get("negative_slope", args[1] if len(args) > 1 else 0.01)
+            return smoothed_hinge(args[0], self.sharpness(args[0]), below)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def smooth_hinges(sharpness: Sharpness) -> Iterator[None]:
+    """Within, every ReLU and leaky ReLU of any network has the smoothed derivative; other activations are smooth."""
+    # the mode must be off inside its own handler, which PyTorch sees to
+    with _SmoothHinges(sharpness):
+        yield
+
+
+# ---- The weighted sum of gradients, for any network and written out for dense ones
+
+
+def network_gradients(
+    network: nn.Module, images: Float[Tensor, "m ..."], cotangents: Cotangents, sharpness: Sharpness
+) -> list[Tensor]:
+    """sum_i J(x_i)^T d_i for every parameter of any network, differentiable by images and cotangents (autograd)."""
+    with smooth_hinges(sharpness):
+        scores = network(images)
+    total = (cotangents(scores) * scores).sum()
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    # materialize_grads: a last bias, say, has no second derivative, and a parameter may be unused
+    return list(torch.autograd.grad(total, parameters, create_graph=True, materialize_grads=True))
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A chain of dense layers: weights [out, in], biases [out] or None, one activation between them."""
+
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor | None]
+    activation: str
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Weights and biases in the order of `nn.Module.parameters`."""
+        return [p for pair in zip(self.weights, self.biases, strict=True) for p in pair if p is not None]
+
+
+def _hinge(below: float) -> Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor]]:
+    def of(z: Tensor, sharpness: Tensor | float) -> tuple[Tensor, Tensor]:
+        gate = _hinge_gate(z, sharpness, below)
+        return functional.leaky_relu(z, below).detach() + gate.detach() * (z - z.detach()), gate
+
+    return of
+
+
+def _gelu(z: Tensor, _: Tensor | float) -> tuple[Tensor, Tensor]:
+    normal = torch.exp(-z.pow(2) / 2) / (2 * torch.pi) ** 0.5
+    return functional.gelu(z), torch.special.ndtr(z) + z * normal
+
+
+def _tanh(z: Tensor, _: Tensor | float) -> tuple[Tensor, Tensor]:
+    value = z.tanh()
+    return value, 1 - value.pow(2)
+
+
+def _sigmoid(z: Tensor, _: Tensor | float) -> tuple[Tensor, Tensor]:
+    value = z.sigmoid()
+    return value, value * (1 - value)
+
+
+SLOPES: dict[str, Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor]]] = {
+    "relu": _hinge(0.0),
+    "leaky-relu": _hinge(0.01),
+    "gelu": _gelu,
+    "tanh": _tanh,
+    "sigmoid": _sigmoid,
+}
+"""Value and derivative of each row of `networks.ACTIVATIONS`, the derivative smoothed where there is a hinge."""
+
+
+def dense_gradients(
+    dense: Dense,
+    inputs: Float[Tensor, "m d"],
+    cotangents: Cotangents,
+    sharpness: Sharpness,
+    *,
+    first_only: bool = False,
+) -> list[Tensor]:
+    """The same sum for dense layers by two matrix products a layer, in the order of `dense.parameters`.
+
+    G_l = delta_l^T a_{l-1} with delta_l = (delta_{l+1} W_{l+1}) * slope(z_l); differentiating it once more is ordinary
+    back-propagation, where `network_gradients` needs a second pass through autograd.
+
+    Args:
+        first_only: only the first layer's gradients are wanted.
+    """
+    activations, slopes, z = [inputs], [], inputs
+    for weight, bias in zip(dense.weights, dense.biases, strict=True):
+        z = functional.linear(activations[-1], weight, bias)
+        if len(activations) < len(dense.weights):
+            value, slope = SLOPES[dense.activation](z, sharpness(z))
+            activations.append(value)
+            slopes.append(slope)
+    delta = cotangents(z)
+    gradients: list[Tensor] = []
+    for layer in reversed(range(len(dense.weights))):
+        if layer == 0 or not first_only:
+            of_bias = [] if dense.biases[layer] is None else [delta.sum(0)]
+            gradients = [delta.T @ activations[layer], *of_bias, *gradients]
+        if layer:
+            delta = (delta @ dense.weights[layer]) * slopes[layer - 1]
+    return gradients
+
+
+# ---- How far the parameters are from the sum
+
+
+def absolute_residual(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """sum over parameters of norm(theta_p - G_p)^2: the papers' stationarity loss (2022, eq. 5)."""
+    return torch.stack([(p - g).pow(2).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()
+
+
+def relative_residual(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], weights: Sequence[Tensor | float] | None = None
+) -> Tensor:
+    """sum over parameters of norm(w (theta_p - G_p))^2 / norm(w theta_p)^2: every layer counts alike.
+
+    weights: a factor for the columns of each parameter (generalised least squares); None: 1.
+    """
+    terms = []
+    for p, g, w in zip(parameters, gradients, weights or [1.0] * len(parameters), strict=True):
+        terms.append(((p - g) * w).pow(2).sum() / (p * w).pow(2).sum().clamp_min(1e-30))
+    return torch.stack(terms).sum()

@@ -1,0 +1,319 @@
+"""The defender: trains a network on a problem, until its gradient vanishes or the epochs are over."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn import functional
+
+from exhume.checkpoint import Checkpoint
+from exhume.errors import InputError
+from exhume.networks import Network, Task, build
+from exhume.problems import Problem
+from exhume.progress import Listener, Progress, silent
+
+Loss = Callable[[Float[Tensor, "n k"], Shaped[Tensor, " n"]], Tensor]
+
+
+def _bce(scores: Tensor, labels: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(scores[:, 0], labels.to(scores.dtype))
+
+
+def _ce(scores: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(scores, labels)
+
+
+def _mse(scores: Tensor, labels: Tensor) -> Tensor:
+    return functional.mse_loss(scores[:, 0], _targets(scores, labels))
+
+
+def _huber(scores: Tensor, labels: Tensor) -> Tensor:
+    return functional.huber_loss(scores[:, 0], _targets(scores, labels))
+
+
+def _l25(scores: Tensor, labels: Tensor) -> Tensor:
+    return (scores[:, 0] - _targets(scores, labels)).abs().pow(2.5).mean()
+
+
+def _targets(scores: Tensor, labels: Tensor) -> Tensor:
+    """Real targets as they are; class indices 0 and 1 as -1 and +1."""
+    return labels.to(scores.dtype) if labels.is_floating_point() else 2 * labels.to(scores.dtype) - 1
+
+
+@dataclass(frozen=True)
+class LossRow:
+    """A loss, the mean over the images, and the tasks it is for."""
+
+    loss: Loss
+    tasks: tuple[Task, ...]
+
+
+LOSSES: dict[str, LossRow] = {
+    "bce": LossRow(_bce, ("binary",)),
+    "ce": LossRow(_ce, ("multiclass",)),
+    "mse": LossRow(_mse, ("regression", "binary")),
+    "huber": LossRow(_huber, ("regression", "binary")),
+    "l2.5": LossRow(_l25, ("regression", "binary")),
+}
+"""The losses of the papers by name. The first one that fits a task is its default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train."""
+
+    loss: str | None = None
+    """A row of LOSSES: bce, ce, mse, huber or l2.5; None: bce for binary, ce for multiclass, mse for regression."""
+    epochs: int = 1000
+    """Most passes over the training set."""
+    lr: float = 0.5
+    """Learning rate of gradient descent."""
+    momentum: float = 0.0
+    """Momentum; large values spoil the stationarity that reconstruction lives on."""
+    weight_decay: float = 0.0
+    """Weight decay, added to the gradient as weight_decay x weight."""
+    batch_size: int | None = None
+    """Images in a batch; None: all of them (gradient descent, as in the papers)."""
+    stop_loss: float = 0.0
+    """Stop when the loss falls below."""
+    stop_gradient: float = 0.0
+    """Stop when the norm of the gradient, decay included, falls below: stationarity."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the weights and of the arithmetic."""
+    seed: int = 0
+    """Seed of the initial weights and of the batches."""
+    evaluate_every: int | None = None
+    """Epochs between evaluations; None: about a hundred in all."""
+
+    def __post_init__(self) -> None:
+        if self.loss is not None and self.loss not in LOSSES:
+            raise InputError(f"Unknown loss {self.loss!r}; there are {', '.join(LOSSES)}.")
+        if self.dtype not in ("float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, not {self.dtype!r}.")
+        if self.epochs < 0:
+            raise InputError(f"epochs must not be negative, and {self.epochs} is.")
+        if not self.lr > 0:
+            raise InputError(f"lr must be positive, not {self.lr}.")
+        if not (0 <= self.momentum < 1) or not self.weight_decay >= 0:
+            raise InputError("momentum must be in [0, 1) and weight_decay must not be negative.")
+        if min(self.batch_size or 1, self.evaluate_every or 1) < 1:
+            raise InputError("batch_size and evaluate_every must be at least 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPoint:
+    """The network after `epoch` epochs: mean loss, norm of the full gradient with decay, accuracies in [0, 1]."""
+
+    epoch: int
+    loss: float
+    gradient: float
+    accuracy: float
+    held_out_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The result of `train`.
+
+    status: "stationary", "fitted" (loss below the limit), "epochs over" or "diverged", with `message` as a sentence;
+    margins: [n], by how much each training image is on the right side (regression: minus the absolute residual).
+    """
+
+    checkpoint: Checkpoint
+    history: list[TrainingPoint]
+    margins: list[float]
+    status: str
+    message: str
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Where an interrupted training goes on: weights, momenta and the batches' generator after `epoch` epochs."""
+
+    epoch: int
+    weights: dict[str, Tensor]
+    momenta: dict[str, Tensor]
+    generator: Tensor
+    history: list[TrainingPoint] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(
+    problem: Problem,
+    config: Training | None = None,
+    *,
+    network: Network | None = None,
+    device: torch.device | str = "cpu",
+    listener: Listener = silent,
+    resume: TrainingState | None = None,
+    keep: Callable[[TrainingState], None] = lambda _: None,
+) -> Trained:
+    """Trains `network` (None: the problem's own) on the problem's images by gradient descent.
+
+    Args:
+        listener: told of the progress at every evaluation.
+        resume: goes on from here; the numbers are those of an uninterrupted training.
+        keep: is given the state at every evaluation, to keep it for `resume`.
+
+    Raises:
+        InputError: the loss does not fit the problem's task. Divergence is a status.
+    """
+    config, network = config or Training(), network or problem.network
+    session = _Session(problem, network, config, torch.device(device))
+    history = session.resume(resume) if resume else []
+    start = time.perf_counter() - (resume.seconds if resume else 0)
+    verdict = None
+    every = config.evaluate_every or max(1, config.epochs // 100)
+    for epoch in range(resume.epoch if resume else 0, config.epochs + 1):
+        if epoch % every == 0 or epoch == config.epochs:
+            point = session.evaluate(epoch)
+            history = [*(seen for seen in history if seen.epoch < epoch), point]
+            verdict = _verdict(point, config)
+            if verdict:
+                break
+            keep(session.state(epoch, history, time.perf_counter() - start))
+            values = {"loss": point.loss, "gradient": point.gradient, "accuracy": point.accuracy}
+            listener(Progress(stage="train", step=epoch, total=config.epochs, values=values))
+        if epoch < config.epochs:
+            session.epoch()
+    status, message = verdict or ("epochs over", f"All {config.epochs} epochs are over.")
+    return Trained(
+        checkpoint=session.checkpoint(),
+        history=history,
+        margins=session.margins(),
+        status=status,
+        message=message,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def resolve_loss(task: Task, name: str | None) -> str:
+    """The name of the loss for a task: `name` if it fits, the task's default if it is None.
+
+    Raises:
+        InputError: the loss is for other tasks.
+    """
+    fitting = [row for row, entry in LOSSES.items() if task in entry.tasks]
+    if name is not None and name not in fitting:
+        raise InputError(f"The loss {name} does not fit the task {task}; {', '.join(fitting)} would.")
+    return name or fitting[0]
+
+
+def _verdict(point: TrainingPoint, config: Training) -> tuple[str, str] | None:
+    """Why to stop at this point, as a status and a sentence; None to go on."""
+    if not (math.isfinite(point.loss) and math.isfinite(point.gradient)):
+        return "diverged", f"The loss was no longer finite after {point.epoch} epochs; a smaller lr may help."
+    if point.loss < config.stop_loss:
+        return "fitted", f"The loss fell below {config.stop_loss:g} after {point.epoch} epochs."
+    if point.gradient < config.stop_gradient:
+        return "stationary", f"The gradient's norm fell below {config.stop_gradient:g} after {point.epoch} epochs."
+    return None
+
+
+class _Session:
+    """A training under way: the module, its data on the device, the optimiser and the batches' generator."""
+
+    def __init__(self, problem: Problem, network: Network, config: Training, device: torch.device) -> None:
+        self.problem, self.network, self.config = problem, network, config
+        self.loss = LOSSES[resolve_loss(problem.task, config.loss)].loss
+        dtype = getattr(torch, config.dtype)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        centre = problem.images.to(dtype).mean(0)
+        self.module = build(network, centre, problem.outputs, self.generator).to(device)
+        self.images, self.labels = problem.images.to(device, dtype), problem.labels.to(device)
+        self.held_out, self.held_out_labels = problem.held_out.to(device, dtype), problem.held_out_labels.to(device)
+        self.optimiser = torch.optim.SGD(
+            self.module.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
+        )
+
+    def epoch(self) -> None:
+        """One pass over the training set."""
+        size = self.config.batch_size or len(self.images)
+        if size >= len(self.images):
+            self._step(self.images, self.labels)
+            return
+        order = torch.randperm(len(self.images), generator=self.generator).to(self.images.device)
+        for rows in torch.split(order, size):
+            self._step(self.images[rows], self.labels[rows])
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        self.optimiser.zero_grad()
+        self.loss(self.module(images), labels).backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+
+    def evaluate(self, epoch: int) -> TrainingPoint:
+        """The figures of the moment, over the whole training set."""
+        scores = self.module(self.images)
+        loss = self.loss(scores, self.labels)
+        parameters = list(self.module.parameters())
+        gradients = torch.autograd.grad(loss, parameters)
+        decayed = [g + self.config.weight_decay * p.detach() for g, p in zip(gradients, parameters, strict=True)]
+        with torch.no_grad():
+            held_out_scores = self.module(self.held_out)
+        return TrainingPoint(
+            epoch=epoch,
+            loss=loss.item(),
+            gradient=torch.stack([g.norm() for g in decayed]).norm().item(),
+            accuracy=_accuracy(scores, self.labels),
+            held_out_accuracy=_accuracy(held_out_scores, self.held_out_labels),
+        )
+
+    def state(self, epoch: int, history: list[TrainingPoint], seconds: float) -> TrainingState:
+        """Everything that a later process needs to go on from here."""
+        buffers = [self.optimiser.state[p].get("momentum_buffer") for p in self.module.parameters()]
+        names = [name for name, _ in self.module.named_parameters()]
+        return TrainingState(
+            epoch=epoch,
+            weights={name: tensor.detach().clone() for name, tensor in self.module.named_parameters()},
+            momenta={n: b.clone() for n, b in zip(names, buffers, strict=True) if b is not None},
+            generator=self.generator.get_state(),
+            history=history,
+            seconds=seconds,
+        )
+
+    def resume(self, state: TrainingState) -> list[TrainingPoint]:
+        """Takes up a kept state; returns its history."""
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                parameter.copy_(state.weights[name])
+                if name in state.momenta:
+                    self.optimiser.state[parameter]["momentum_buffer"] = state.momenta[name].to(parameter.device)
+        self.generator.set_state(state.generator)
+        return state.history
+
+    def checkpoint(self) -> Checkpoint:
+        """What the owner publishes: weights and training mean, no images."""
+        return Checkpoint(
+            network=self.network,
+            task=self.problem.task,
+            classes=self.problem.classes,
+            centre=self.module.centre.centre.cpu(),
+            weights={name: tensor.detach().cpu().clone() for name, tensor in self.module.layers.named_parameters()},
+        )
+
+    def margins(self) -> list[float]:
+        """How far each training image is on the right side of the decision (regression: minus the residual)."""
+        with torch.no_grad():
+            scores = self.module(self.images)
+        if self.problem.task == "multiclass":
+            right = scores.gather(1, self.labels[:, None])[:, 0]
+            others = scores.scatter(1, self.labels[:, None], -math.inf)
+            margins = right - others.amax(1)
+        elif self.problem.task == "binary":
+            margins = scores[:, 0] * _targets(scores, self.labels)
+        else:
+            margins = -(scores[:, 0] - _targets(scores, self.labels)).abs()
+        return [float(margin) for margin in margins]
+
+
+def _accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Share on the right side; for real targets, of the same sign."""
+    if scores.shape[1] > 1:
+        return (scores.argmax(1) == labels).double().mean().item()
+    return ((scores[:, 0] > 0) == (_targets(scores, labels) > 0)).double().mean().item()

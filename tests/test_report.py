@@ -1,0 +1,350 @@
+"""The page: what it shows is what the files say, and it needs nothing from elsewhere."""
+
+import io
+import re
+from base64 import b64decode
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from exhume.candidates import Candidates, HistoryPoint, Reading
+from exhume.checkpoint import Checkpoint, save_checkpoint
+from exhume.errors import InputError
+from exhume.matching import match
+from exhume.methods import Reconstruction
+from exhume.metrics import min_max
+from exhume.networks import Network, Shape, Task, build
+from exhume.problems import Selection
+from exhume.records import Provenance, read, write, write_tensors
+from exhume.report import draw
+from exhume.runs import CandidatesRecord, ProblemRecord, TrainingRecord
+from exhume.scores import Scores, Seconds, score, sentence
+from exhume.training import Training, TrainingPoint
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+RAN = Provenance(
+    exhume="7.8.9",
+    torch="2.99.1",
+    python="3.11.0",
+    device="a computer",
+    threads=2,
+    seed=0,
+    date="2026-01-02T03:04:05+00:00",
+    seconds=1.5,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A run folder and what was written into it."""
+
+    folder: Path
+    images: Tensor
+    found: Tensor
+
+
+def make_run(
+    folder: Path,
+    *,
+    shape: Shape = (1, 8, 8),
+    task: Task = "multiclass",
+    classes: tuple[str, ...] = ("zero", "one", "two"),
+    name: str = "blobs",
+    found: Tensor | None = None,
+) -> Made:
+    """Twelve random training images, recovered with growing noise, twelve useless candidates beside them."""
+    generator = torch.Generator().manual_seed(1)
+    images, held_out, useless = torch.rand(3, 12, *shape, generator=generator)
+    noise = torch.linspace(0.001, 0.3, 12)[:, None, None, None]
+    blurred = 0.7 * images + noise * torch.randn(images.shape, generator=generator)
+    found = torch.cat([useless, blurred]) if found is None else found
+    labels = torch.arange(12) % 3 if task == "multiclass" else torch.arange(12) % 2
+    if task == "regression":
+        labels = labels.float() * 2 - 1
+    network, centre = Network(widths=(5,)), images.mean(0)
+    module = build(network, centre, 3 if task == "multiclass" else 1, generator)
+    weights = {key: tensor.detach() for key, tensor in module.layers.named_parameters()}
+    save_checkpoint(
+        Checkpoint(network=network, task=task, classes=classes, centre=centre, weights=weights),
+        folder,
+    )
+    write(folder / "training.json", _training_record(network, name))
+    candidates = _candidates(found)
+    _write_candidates(folder, candidates)
+    scores = score(candidates, images, labels, held_out, problem=name, seconds=Seconds(train=1.5, reconstruct=2.5))
+    write(folder / "scores.json", scores)
+    write_tensors(folder / "scores.safetensors", _pictures(candidates, images, held_out))
+    return Made(folder=folder, images=images, found=found)
+
+
+def _training_record(network: Network, name: str) -> TrainingRecord:
+    return TrainingRecord(
+        problem=ProblemRecord(name=name, selection=Selection(), source="made up", images=12, fingerprint="f"),
+        network=network,
+        training=Training(weight_decay=0.015625),
+        history=[
+            TrainingPoint(epoch=e, loss=0.5**e, gradient=0.0, accuracy=0.875, held_out_accuracy=0.625) for e in range(4)
+        ],
+        margins=[float(k) for k in range(12)],
+        status="epochs over",
+        message="All 1000 epochs are over.",
+        provenance=RAN,
+    )
+
+
+def _candidates(found: Tensor) -> Candidates:
+    count = len(found)
+    return Candidates(
+        images=found,
+        labels=torch.arange(count) % 2,
+        multipliers=torch.ones(count),
+        explained=torch.arange(count) / 1000,
+        history=[HistoryPoint(step=s, residual=1 / (1 + s), penalty=0.0) for s in range(5)],
+        reading=Reading(images=12, rank=11, layers=["1.weight"], weighted=True, smoothness=3e-5),
+        status="done",
+        message="All 1000 steps are over.",
+    )
+
+
+def _write_candidates(folder: Path, candidates: Candidates) -> None:
+    record = CandidatesRecord(
+        checkpoint="f",
+        reconstruction=Reconstruction(),
+        reading=candidates.reading,
+        history=candidates.history,
+        status=candidates.status,
+        message=candidates.message,
+        provenance=RAN,
+    )
+    write(folder / "candidates.json", record)
+    names = ("images", "labels", "multipliers", "explained")
+    write_tensors(folder / "candidates.safetensors", {name: getattr(candidates, name) for name in names})
+
+
+def _pictures(candidates: Candidates, images: Tensor, held_out: Tensor) -> dict[str, Tensor]:
+    def assigned(truth: Tensor) -> tuple[Tensor, Tensor]:
+        matches = match(candidates, truth)
+        rows = matches.assigned
+        paired = (rows >= 0)[:, None, None, None]
+        return candidates.images[rows.clamp_min(0)].where(paired, 0), matches.assigned_similarity
+
+    null_candidates, null_similarity = assigned(held_out)
+    return {
+        "images": images,
+        "candidates": assigned(images)[0],
+        "null_images": held_out,
+        "null_candidates": null_candidates,
+        "null_similarity": null_similarity,
+    }
+
+
+class Reader(HTMLParser):
+    """Reads a page strictly: every element is closed in its place."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), f"{tag} repeats an attribute"
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def pictures(self) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return make_run(tmp_path / "run")
+
+
+def page_of(folder: Path) -> Reader:
+    return Reader(draw(folder).read_text(encoding="utf-8"))
+
+
+def pixels(source: str | None) -> Tensor:
+    """The picture in a data: URI, [h, w] or [h, w, 3], 0 to 255."""
+    assert source is not None
+    image = Image.open(io.BytesIO(b64decode(source.removeprefix("data:image/png;base64,"))))
+    return torch.tensor(list(image.tobytes())).reshape(image.height, image.width, -1).squeeze(-1)
+
+
+def test_the_page_is_well_formed_and_accessible(made: Made) -> None:
+    page = page_of(made.folder)
+    names = [tag for tag, _ in page.tags]
+    assert ("html", {"lang": "en"}) in page.tags
+    assert any(attributes.get("name") == "viewport" for _, attributes in page.tags)
+    assert names.count("h1") == names.count("title") == 1
+    assert all(picture["alt"] for picture in page.pictures())
+    charts = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(charts) == 4
+    assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_page_asks_no_other_host_for_anything(made: Made) -> None:
+    page, text = page_of(made.folder), (made.folder / "report.html").read_text(encoding="utf-8")
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "iframe", "object", "embed", "form")
+        for name in ("src", "href", "xlink:href", "srcset", "action", "poster"):
+            assert attributes.get(name) is None or str(attributes[name]).startswith(("data:", "#"))
+    assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", text))
+    ids = {attributes.get("id") for _, attributes in page.tags}
+    assert all(target in ids for target in re.findall(r"url\(#([^)]*)\)", text))
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_the_numbers_are_those_of_the_scores(made: Made) -> None:
+    page, scores = page_of(made.folder), read(made.folder / "scores.json", Scores)
+    assert 0 < scores.recovered["0.9"] < 12
+    assert sentence(scores).replace(">=", "≥") in page.text
+    for threshold, count in scores.recovered.items():
+        assert f"≥ {threshold} {count} of 12 {scores.null[threshold]} of 12" in page.text
+    assert f"median {scores.median_ncc:.3f} {scores.null_median_ncc:.3f}" in page.text
+    assert f"SSIM > 0.4 {scores.ssim.good} of 12 {scores.ssim.null_good} of 12" in page.text
+    shown = [picture["alt"] for picture in page.pictures() if str(picture["alt"]).startswith("Its reconstruction")]
+    best_first = [f"Its reconstruction, NCC {v:.3f}" for v in sorted((i.ncc for i in scores.per_image), reverse=True)]
+    assert shown[:10] == best_first[:10], "the best pairs"
+    assert shown[20:] == best_first, "all pairs, after ten of the control"
+
+
+def test_the_page_says_what_was_attacked_and_how(made: Made) -> None:
+    text = page_of(made.folder).text
+    for words in (
+        "Dense layers 64\N{EN DASH}5\N{EN DASH}3, relu; 340 weights",
+        "To tell 3 classes apart: zero, one, two",
+        "12 images of 8\N{MULTIPLICATION SIGN}8 pixels; made up",
+        "Cross-entropy, weight decay 0.015625. All 1000 epochs are over.",
+        "87.5% on the training images, 62.5% on held-out ones",
+        "the 3 classes, the mean training image.",
+        "12 training images, a number read from the weights",
+        "24 candidates, within the 11 directions",
+        "1.weight, strong directions weighted down",
+        "weight 3e-05",
+        RAN.torch,
+        RAN.device,
+        "Training took 2 s, reconstruction 2 s.",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_originals_are_shown_as_they_are_and_candidates_stretched(tmp_path: Path, channels: int) -> None:
+    made = make_run(tmp_path, shape=(channels, 8, 8))
+    scores = read(made.folder / "scores.json", Scores)
+    best = max(scores.per_image, key=lambda image: image.ncc)
+    original, found = (picture["src"] for picture in page_of(made.folder).pictures()[1:3])
+    stretched = min_max(made.found[best.candidate][None])[0]
+    for source, image in ((original, made.images[best.index]), (found, stretched)):
+        expected = (image * 255).round().permute(1, 2, 0).squeeze(-1)
+        assert torch.equal(pixels(source), expected.long())
+
+
+def test_names_cannot_inject_markup(tmp_path: Path) -> None:
+    bad = "<script>alert('1')</script>\"><img src=x onerror=alert(1)>"
+    made = make_run(tmp_path, classes=(bad, "one", "two"), name=bad)
+    page = page_of(made.folder)
+    assert not any(tag == "script" or "onerror" in attributes for tag, attributes in page.tags)
+    assert bad in page.text
+
+
+def test_without_scores_nothing_is_claimed(made: Made) -> None:
+    for name in ("scores.json", "scores.safetensors", "training.json"):
+        (made.folder / name).unlink()
+    page = page_of(made.folder)
+    assert "Nothing here was checked against the truth" in page.text
+    assert "recovered" not in page.text.lower() and "never" not in page.text
+    assert "Not recorded: the network came from elsewhere" in page.text
+    shown = [picture["alt"] for picture in page.pictures()[1:]]
+    best_first = [f"Candidate {row}, explains {row / 1000:.2%}" for row in reversed(range(24))]
+    assert shown == best_first[:10] + best_first
+
+
+def test_a_regression_run_shows_its_targets(tmp_path: Path) -> None:
+    made = make_run(tmp_path, task="regression", classes=("minus", "plus"))
+    text = page_of(made.folder).text
+    assert "target -1" in text and "target 1" in text and "margin: minus the absolute error" in text
+
+
+def test_points_are_drawn_in_the_plane(tmp_path: Path) -> None:
+    found = torch.cat([torch.rand(11, 1, 1, 2), torch.tensor([7.0, 0.5]).reshape(1, 1, 1, 2)])
+    made = make_run(tmp_path, shape=(1, 1, 2), task="binary", classes=("in", "out"), found=found)
+    page = page_of(made.folder)
+    assert not page.pictures()
+    assert "12 points of 2 coordinates" in page.text and "Candidates outside the frame: 1." in page.text
+    (made.folder / "scores.json").unlink()
+    assert "Nothing here was checked" in page_of(made.folder).text
+
+
+def test_more_images_than_candidates_and_candidates_that_diverged(tmp_path: Path) -> None:
+    found = torch.rand(5, 1, 8, 8)
+    found[0, 0, 0, 0] = torch.nan
+    page = page_of(make_run(tmp_path, found=found).folder)
+    assert page.text.count("no candidate none") == 0
+    assert page.text.count("no candidate ") >= 8
+
+
+def test_a_failed_search_is_called_one(made: Made) -> None:
+    candidates = replace(_candidates(made.found), status="diverged", message="The residual was no longer finite.")
+    _write_candidates(made.folder, replace(candidates, history=[]))
+    assert "did not end well: The residual was no longer finite." in page_of(made.folder).text
+
+
+def test_the_same_files_give_the_same_bytes_and_touch_no_globals(made: Made) -> None:
+    before = dict(mpl.rcParams)
+    first = draw(made.folder)
+    assert first == made.folder / "report.html"
+    content = first.read_bytes()
+    assert draw(made.folder).read_bytes() == content
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("missing", ["candidates.json", "candidates.safetensors", "checkpoint.json"])
+def test_a_missing_file_is_one_sentence_and_leaves_no_page(made: Made, missing: str) -> None:
+    (made.folder / missing).unlink()
+    with pytest.raises(InputError, match=re.escape(missing)):
+        draw(made.folder)
+    assert not list(made.folder.glob("report*"))
+
+
+def test_files_that_do_not_fit_are_refused(made: Made) -> None:
+    write_tensors(made.folder / "scores.safetensors", {"images": made.images})
+    with pytest.raises(InputError, match="holds no candidates"):
+        draw(made.folder)
+    scores = read(made.folder / "scores.json", Scores)
+    write(made.folder / "scores.json", replace(scores, per_image=scores.per_image[:3]))
+    write_tensors(
+        made.folder / "scores.safetensors", _pictures(_candidates(made.found), made.images, made.images.clone())
+    )
+    with pytest.raises(InputError, match="do not belong together"):
+        draw(made.folder)
