@@ -38,8 +38,8 @@ class Candidates:
     """Candidate training images, [m, c, h, w] in the network's input range (un-centred, not clamped).
 
     labels: [m] class indices (binary: 0 or 1; regression: the sign of the multiplier, 0 or 1);
-    multipliers: [m], the sample's weight lambda; explained: [m], the share of the first layer's squared norm that the
-    candidate accounts for (sums to about 1; largest first is the order to look at them without any truth);
+    multipliers: [m], the sample's weight lambda; explained: [m], the share of the weights' squared norm that the
+    candidate accounts for (largest first is the order to look at them in when no truth is at hand);
     status: "done" or "diverged", with `message` as a sentence.
     """
 

@@ -1,7 +1,6 @@
 """What is published of a trained network: specification, weights and training mean. All that the attacker sees."""
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +42,9 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the weights, by which later stages know what they were computed from."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.weights.items()):
+        """A digest of all of it, by which later stages know what they were computed from."""
+        digest = hashlib.sha256(repr((self.network, self.task, self.classes, self.shape)).encode())
+        for name, weight in sorted({**self.weights, "centre": self.centre}.items()):
             digest.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -95,7 +94,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """
     description = read(folder / "checkpoint.json", _Description)
     tensors = read_tensors(folder / "checkpoint.safetensors")
-    if "centre" not in tensors or len(tensors) < 2:
+    if "centre" not in tensors or tensors["centre"].ndim != 3 or len(tensors) < 2:
         raise InputError(f"{folder / 'checkpoint.safetensors'} holds no checkpoint.")
     checkpoint = Checkpoint(
         network=description.network,
@@ -124,6 +123,8 @@ def load_state_dict(
         InputError: the file cannot be read or holds no chain of dense layers on images of this shape.
     """
     state = _read_state(path)
+    if min(shape) < 1 or (centre is not None and tuple(centre.shape) != shape):
+        raise InputError(f"The shape must be the images' channels, height and width, all at least 1, not {shape}.")
     weights = {name: tensor for name, tensor in state.items() if name.endswith("weight") and tensor.ndim == 2}
     biases = {name: state.get(name.removesuffix("weight") + "bias") for name in weights}
     extra = set(state) - set(weights) - {name.removesuffix("weight") + "bias" for name in weights}
@@ -145,13 +146,15 @@ def load_state_dict(
     )
     numbered = {f"{1 + 2 * i}.weight": weight for i, weight in enumerate(weights.values())}
     numbered |= {f"{1 + 2 * i}.bias": bias for i, bias in enumerate(biases.values()) if bias is not None}
-    return Checkpoint(
+    checkpoint = Checkpoint(
         network=network,
         task=task,
         classes=tuple(str(k) for k in range(sizes[-1] if task == "multiclass" else 2)),
-        centre=torch.zeros(shape) if centre is None else centre.reshape(shape),
+        centre=torch.zeros(shape) if centre is None else centre,
         weights=numbered,
     )
+    checkpoint.build()  # refuses a bias of another size
+    return checkpoint
 
 
 def _read_state(path: Path) -> Mapping[str, Tensor]:
@@ -159,10 +162,12 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"There is no {path}.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{path} is no plain state dict: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a damaged file makes the unpickler stumble in any way
+        raise InputError(f"{path} is no plain state dict: {str(error).strip().partition(chr(10))[0]}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{path} is no plain state dict: it must map names to tensors.")
-    return {name: tensor.float() if tensor.dtype != torch.float64 else tensor for name, tensor in content.items()}
+    if not all(tensor.isfinite().all() for tensor in content.values()):
+        raise InputError(f"{path} holds weights that are not finite.")
+    return {str(k): tensor.float() if tensor.dtype != torch.float64 else tensor for k, tensor in content.items()}

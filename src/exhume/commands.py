@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tyro.conf import OmitArgPrefixes, Positional
 
-from exhume.checkpoint import load_state_dict
+from exhume.checkpoint import Checkpoint, load_state_dict
 from exhume.errors import InputError
 from exhume.methods import Reconstruction
 from exhume.networks import Network, Task
@@ -19,7 +19,7 @@ from exhume.problems import Selection, load_problem, locate, names_and_summaries
 from exhume.progress import Listener
 from exhume.progress import Progress as Event
 from exhume.report import draw
-from exhume.runs import adopt_checkpoint, load_candidates, reconstruct_run, score_run, train_run
+from exhume.runs import load_candidates, load_centre, reconstruct_run, score_run, train_run
 from exhume.scores import Scores, sentence
 from exhume.training import Training
 
@@ -57,12 +57,11 @@ class Demo:
         scores = score_run(self.out)
         page = draw(self.out)
         last, seconds = trained.history[-1], trained.provenance.seconds
-        console.print(
-            f"trained       on {scores.images} digits: {last.epoch} epochs, loss {last.loss:.1e}, {seconds:.0f} s"
+        lines = (
+            f"trained       on {scores.images} digits: {last.epoch} epochs, loss {last.loss:.1e}, {seconds:.0f} s",
+            f"reconstructed {scores.candidates} candidates from the weights, {found.provenance.seconds:.0f} s",
         )
-        console.print(
-            f"reconstructed {scores.candidates} candidates from the weights, {found.provenance.seconds:.0f} s"
-        )
+        console.print(*lines, sep="\n", soft_wrap=True)
         print_scores(scores)
         console.print(f"page          {page}", soft_wrap=True)
 
@@ -106,13 +105,15 @@ class Train:
             soft_wrap=True,
         )
 
-    def defaults(self) -> Self:
+    def defaults(self) -> "Train":
         """What the flags override: the preset's settings, or else the problem's own network."""
         if self.preset is not None:
             preset = TRAININGS[_known(self.preset, TRAININGS, "training preset")]
             selection = replace(self.selection, per_class=self.selection.per_class or preset.per_class)
-            return replace(self, selection=selection, network=preset.network, training=preset.training)
-        return replace(self, network=load_problem(self.problem, self.selection).network, training=Training())
+            first = replace(self, selection=selection, network=preset.network, training=preset.training)
+        else:
+            first = replace(self, network=load_problem(self.problem, self.selection).network, training=Training())
+        return replace(first, overwrite=False)  # a flag whose default is true could only be turned off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,30 +131,42 @@ class Reconstruct:
     """With --checkpoint: channels, height and width of its images."""
     task: Task | None = None
     """With --checkpoint: what its outputs mean."""
+    centre: Path | None = None
+    """With --checkpoint: the mean image its training subtracted, an .npy file; without: none was."""
     device: Device = "auto"
     """Where to compute."""
     overwrite: bool = False
     """Replace candidates of other settings in the folder, and what was made from them."""
 
     def __call__(self) -> None:
-        if self.checkpoint is not None:
-            if self.shape is None or self.task is None:
-                raise InputError("--checkpoint needs --shape (channels height width) and --task as well.")
-            adopt_checkpoint(self.run, load_state_dict(self.checkpoint, shape=self.shape, task=self.task))
+        foreign = self._foreign()
         with bars() as listener:
             record = reconstruct_run(
-                self.run, self.reconstruction, device=self.device, overwrite=self.overwrite, listener=listener
+                self.run,
+                self.reconstruction,
+                foreign=foreign,
+                device=self.device,
+                overwrite=self.overwrite,
+                listener=listener,
             )
         last = record.history[-1] if record.history else None
         residual = f" Residual {last.residual:.2e}," if last else ""
         console.print(f"{record.message}{residual} {record.provenance.seconds:.0f} s.", soft_wrap=True)
 
-    def defaults(self) -> Self:
+    def _foreign(self) -> Checkpoint | None:
+        if (self.checkpoint, self.shape, self.task, self.centre) == (None, None, None, None):
+            return None
+        if self.checkpoint is None or self.shape is None or self.task is None:
+            raise InputError("--checkpoint, --shape (channels height width) and --task are needed together.")
+        centre = None if self.centre is None else load_centre(self.centre, self.shape)
+        return load_state_dict(self.checkpoint, shape=self.shape, task=self.task, centre=centre)
+
+    def defaults(self) -> "Reconstruct":
         """What the flags override: the preset's settings."""
-        if self.preset is None:
-            return replace(self, reconstruction=Reconstruction())
-        preset = RECONSTRUCTIONS[_known(self.preset, RECONSTRUCTIONS, "reconstruction preset")]
-        return replace(self, reconstruction=preset.reconstruction)
+        settings = Reconstruction()
+        if self.preset is not None:
+            settings = RECONSTRUCTIONS[_known(self.preset, RECONSTRUCTIONS, "reconstruction preset")].reconstruction
+        return replace(self, reconstruction=settings, overwrite=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +181,8 @@ class Score:
 
     def __call__(self) -> None:
         load_candidates(self.run)
+        if self.problem is None and self.selection != Selection():
+            raise InputError("--per-class and --data-dir say how to load what --problem names, and it is missing.")
         truth = load_problem(self.problem, self.selection) if self.problem is not None else None
         print_scores(score_run(self.run, truth))
 
@@ -211,12 +226,11 @@ class Presets:
 
 
 def print_scores(scores: Scores) -> None:
-    """Three lines: the sentence, the counts by threshold, the papers' measure."""
+    """Two lines: the sentence, and the counts by threshold with those of the never-seen images in brackets."""
     counts = "  ".join(f"{level}: {count} ({scores.null[level]})" for level, count in scores.recovered.items())
+    papers = f"SSIM > 0.4: {scores.ssim.good} ({scores.ssim.null_good})"
     console.print(f"result        {sentence(scores)}", soft_wrap=True)
-    console.print(f"recovered     {scores.measure.upper()} {counts}   in brackets: never-seen images", soft_wrap=True)
-    ssim = scores.ssim
-    console.print(f"SSIM(3) > 0.4 {ssim.good} ({ssim.null_good})", soft_wrap=True)
+    console.print(f"counts        {scores.measure.upper()} {counts}  {papers}  (never-seen images)", soft_wrap=True)
 
 
 @contextmanager

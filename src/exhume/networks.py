@@ -1,5 +1,6 @@
 """The networks under attack: their specification, the centring layer, and how weights are initialised."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,7 +50,9 @@ class Network:
             raise InputError(f"Unknown activation {self.activation!r}; there are {', '.join(ACTIVATIONS)}.")
         if min(self.widths + self.channels, default=1) < 1:
             raise InputError("Widths and channels must be at least 1.")
-        if self.init_scale is not None and self.init_scale <= 0:
+        if self.bias not in ("first", "all", "none") or self.init_layers not in ("first", "all"):
+            raise InputError("bias must be first, all or none, and init_layers must be first or all.")
+        if self.init_scale is not None and not 0 < self.init_scale < math.inf:
             raise InputError(f"init_scale must be positive, not {self.init_scale}; None takes PyTorch's default.")
 
 
@@ -101,6 +104,12 @@ def cnn(network: Network, shape: Shape, outputs: int) -> list[nn.Module]:
 NETWORKS: dict[str, Callable[[Network, Shape, int], list[nn.Module]]] = {"mlp": mlp, "cnn": cnn}
 
 
+def check(network: Network) -> None:
+    """Raises InputError for a cnn without channels, or another network with them."""
+    if (network.kind == "cnn") != bool(network.channels):
+        raise InputError("A cnn needs channels (for example 32 64), and only a cnn has them.")
+
+
 def build(network: Network, centre: Float[Tensor, "c h w"], outputs: int, generator: torch.Generator) -> CentredNetwork:
     """Builds the network behind its centring layer, freshly initialised from `generator`.
 
@@ -111,8 +120,7 @@ def build(network: Network, centre: Float[Tensor, "c h w"], outputs: int, genera
     Raises:
         InputError: a cnn without channels, or another network with them.
     """
-    if (network.kind == "cnn") != bool(network.channels):
-        raise InputError("A cnn needs channels (for example 32 64), and only a cnn has them.")
+    check(network)
     channels, height, width = centre.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))

@@ -1,6 +1,7 @@
 """What the weights give away before any search: the data's subspace, how many images, which layers to trust."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,6 +13,12 @@ from exhume.stationarity import Dense
 
 STATIONARY_ENERGY = 0.95
 """Share of a hidden layer's energy in its first `images` directions above which training has made it."""
+ROUNDING = 1e-5
+"""Share of the largest singular value below which a float32 training leaves rounding."""
+UNBALANCED = 0.1
+"""Relative difference of consecutive layers' squared norms above which initialisation is left (decayed: 1e-6)."""
+HOMOGENEOUS = ("relu", "leaky-relu")
+"""Activations for which the norms of consecutive layers balance."""
 SMOOTH_ROUGHNESS = 1.6
 """Roughness of the data's directions below which images are photographs (CIFAR-10: 1.1, digits: 2.3, noise: 4)."""
 
@@ -45,13 +52,13 @@ def bulk_rank(singular: Float[Tensor, " k"], size: tuple[int, int]) -> int:
     Args:
         singular: all singular values in descending order, of a matrix of `size` (rows, columns).
     """
-    rank = 0
+    rank, edge = 0, 0.0
     for _ in range(20):
         rows, columns = size[0] - rank, size[1] - rank
         if min(rows, columns) < 8:  # no bulk is left to read
             return len(singular)
         noise = singular[rank:].median().item() / _median_singular(rows, columns)
-        edge = noise * (rows**0.5 + columns**0.5)
+        edge = max(noise * (rows**0.5 + columns**0.5), ROUNDING * singular[0].item())
         found = int((singular > 1.02 * edge).sum())
         if found == rank:
             break
@@ -63,7 +70,7 @@ def _cliff(singular: Tensor, rank: int, floor: float) -> int:
     """Where weight decay has left nothing but rounding, which is no bulk, the rank ends at the fall into it."""
     ratios = singular[:rank] / singular[1 : rank + 1].clamp_min(1e-30)
     ratios = torch.where(singular[1 : rank + 1] < floor, ratios, 0)
-    return int(ratios.argmax()) + 1 if ratios.amax() > 5 else rank
+    return int(ratios.argmax()) + 1 if rank and ratios.amax() > 5 else rank
 
 
 def _median_singular(rows: int, columns: int) -> float:
@@ -90,11 +97,17 @@ def subspace(dense: Dense, rank: int) -> Subspace:
 
 
 def is_stationary(dense: Dense, images: int) -> bool:
-    """Whether the hidden layers after the first are the data's work rather than their initialisation's.
+    """Whether the layers after the first are the data's work rather than their initialisation's.
 
-    A stationary layer is a sum of one rank-one term an image, so its energy lies in its first `images` directions; an
-    initialisation spreads it over all of them.
+    A stationary hidden layer is a sum of one rank-one term an image, so its energy lies in its first `images`
+    directions; an initialisation spreads it over all of them. And gradient flow on layers with hinges keeps the
+    difference of consecutive layers' squared norms (Du et al. 2018), which weight decay alone brings to 0.
     """
+    norms = [first_layer(dense).pow(2).sum(), *(weight.pow(2).sum() for weight in dense.weights[1:])]
+    if dense.activation in HOMOGENEOUS:
+        for before, after in pairwise(norms):
+            if (after - before).abs() > UNBALANCED * (after + before):
+                return False
     for weight in dense.weights[1:-1]:
         energy = torch.linalg.svdvals(weight).pow(2)
         if energy[:images].sum() < STATIONARY_ENERGY * energy.sum():

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import cattrs
 import safetensors.torch
 import torch
 from cattrs.preconf.json import make_converter
+from cattrs.v import format_exception
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -60,43 +62,79 @@ def write(path: Path, record: Any) -> None:
 
 def read(path: Path, kind: type[T]) -> T:
     """Reads back a record of `kind`; an unknown, missing or mistyped key is an `InputError`."""
+    content = _read_object(path)
+    if content.pop("format", None) != FORMAT:
+        raise InputError(f"{path} has another format than {FORMAT}, the one this version of exhume reads.")
     try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise InputError(f"{path} is damaged: it holds no JSON object.")
-        if content.pop("format", None) != FORMAT:
-            raise InputError(f"{path} has another format than {FORMAT}, the one this version of exhume reads.")
-        return _converter.structure(content, kind)
-    except FileNotFoundError:
-        raise InputError(f"There is no {path}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: {error}.") from None
+        record = _converter.structure(content, kind)
     except (cattrs.BaseValidationError, ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        detail = "; ".join(cattrs.transform_error(error))
+        detail = "; ".join(cattrs.transform_error(error, format_exception=_what_is_wrong))
         raise InputError(f"{path} does not hold what is expected: {detail}.") from None
+    # cattrs would take "7" or 7.5 for 7, and a default for a key that is not there
+    again = _converter.unstructure(record)
+    for key in again:
+        if key not in content or _canonical(again[key]) != _canonical(content[key]):
+            raise InputError(f"{path} does not hold what is expected: a value is missing or of another type @ $.{key}.")
+    return record
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    encoded = _bytes(path)
+    try:
+        content = json.loads(encoded, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {error}.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds no JSON object.")
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _what_is_wrong(error: BaseException, kind: Any) -> str:
+    return str(error).removesuffix(".") if isinstance(error, InputError) else format_exception(error, kind)
+
+
+def _canonical(content: Any) -> str:
+    """The same text for the same JSON: 1 is 1.0, and neither is true."""
+    return json.dumps(json.loads(json.dumps(content), parse_int=float), sort_keys=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes named tensors as safetensors."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(path, safetensors.torch.save(on_cpu))
+    # safetensors refuses tensors that share their memory
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    _replace(path, safetensors.torch.save(own))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Reads named tensors; a file that is no safetensors is an `InputError`."""
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"There is no {path}.") from None
+        return safetensors.torch.load(_bytes(path))
     except SafetensorError as error:
         raise InputError(f"{path} is damaged: {error}.") from None
 
 
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"There is no {path}.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+
+
 def _replace(path: Path, content: bytes) -> None:
     """All or nothing: a reader never meets half a file, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from None
+    finally:
+        with suppress(OSError):
+            part.unlink()

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from exhume.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exhume.errors import InputError
 from exhume.matching import match
 from exhume.methods import Reconstruction, resolve
-from exhume.networks import Network
+from exhume.networks import Network, Shape, check
 from exhume.problems import Problem, Selection, load_problem
 from exhume.progress import Listener, silent
 from exhume.records import Provenance, provenance, read, read_tensors, write, write_tensors
@@ -116,21 +117,21 @@ def train_run(
         message="",
         provenance=provenance(device=place, seed=training.seed, seconds=0.0),
     )
+    check(network)
     resume = _claim_training(folder, record, overwrite)
-    write(folder / "training.json", record)
     saved = time.monotonic()
 
     def keep(state: TrainingState) -> None:
         nonlocal saved
         if time.monotonic() - saved > SAVE_EVERY:
             _save_state(folder, state)
+            write(folder / "training.json", record)
             saved = time.monotonic()
 
     trained = train(problem, training, network=network, device=place, listener=listener, resume=resume, keep=keep)
     if trained.status == "diverged":
         remove_stage(folder, "training")
         raise InputError(trained.message)
-    save_checkpoint(trained.checkpoint, folder)
     record = replace(
         record,
         history=trained.history,
@@ -140,39 +141,54 @@ def train_run(
         provenance=provenance(device=place, seed=training.seed, seconds=trained.seconds),
     )
     write(folder / "training.json", record)
+    save_checkpoint(trained.checkpoint, folder)
     (folder / "training-state.safetensors").unlink(missing_ok=True)
+    candidates = folder / "candidates.json"
+    if candidates.exists() and read(candidates, CandidatesRecord).checkpoint != trained.checkpoint.fingerprint:
+        remove_stage(folder, "candidates")  # the same training, repeated on another machine
     return record
 
 
-def adopt_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Puts a checkpoint that was trained elsewhere into a run folder.
+def load_centre(path: Path, shape: Shape) -> Tensor:
+    """The mean training image in an .npy file, [c, h, w].
 
     Raises:
-        InputError: the folder holds another one.
+        InputError: the file cannot be read, or holds no image of this shape.
     """
-    if (folder / "checkpoint.json").exists() and load_checkpoint(folder).fingerprint != checkpoint.fingerprint:
-        raise InputError(f"{folder} already holds another checkpoint; choose another folder.")
-    save_checkpoint(checkpoint, folder)
+    try:
+        centre = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise InputError(f"{path} is no .npy file with an image: {error}.") from None
+    if tuple(centre.shape) != tuple(shape):
+        raise InputError(f"{path} holds an array of shape {tuple(centre.shape)}, not of the images' {tuple(shape)}.")
+    return centre
 
 
 def reconstruct_run(
     folder: Path,
     config: Reconstruction,
     *,
+    foreign: Checkpoint | None = None,
     device: str = "auto",
     overwrite: bool = False,
     listener: Listener = silent,
 ) -> CandidatesRecord:
     """Reconstructs from the folder's checkpoint alone and writes the candidates.
 
+    Args:
+        foreign: a checkpoint that was trained elsewhere; it is put into the folder.
+
     Raises:
-        InputError: no checkpoint, or candidates of other settings are there already (unless `overwrite`).
+        InputError: no checkpoint or another than `foreign`, or candidates of other settings are there already (unless
+            `overwrite`).
     """
-    checkpoint, place = load_checkpoint(folder), choose_device(device)
+    checkpoint, place = foreign or load_checkpoint(folder), choose_device(device)
     config = resolve(config, checkpoint.task)
     path = folder / "candidates.json"
     if path.exists() and not overwrite and read(path, CandidatesRecord).reconstruction != config:
         raise InputError(f"{folder} already holds candidates of other settings; add --overwrite or use another folder.")
+    if foreign is not None:
+        _adopt(folder, foreign)
     start = time.perf_counter()
     candidates = reconstruct(checkpoint, config, device=place, listener=listener)
     record = CandidatesRecord(
@@ -292,6 +308,8 @@ def remove_stage(folder: Path, stage: str) -> None:
 
 def _claim_training(folder: Path, record: TrainingRecord, overwrite: bool) -> TrainingState | None:
     """Makes sure that the folder is free for this training; returns where it was interrupted, if it was."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, but a run is a folder.")
     path = folder / "training.json"
     if overwrite or not path.exists():
         if not overwrite and (folder / "checkpoint.json").exists():
@@ -303,6 +321,13 @@ def _claim_training(folder: Path, record: TrainingRecord, overwrite: bool) -> Tr
         raise InputError(f"{folder} already holds another training; add --overwrite or choose another folder.")
     state = folder / "training-state.safetensors"
     return _load_state(state) if there.status == "running" and state.exists() else None
+
+
+def _adopt(folder: Path, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint that was trained elsewhere into the folder, unless it holds another one."""
+    if (folder / "checkpoint.json").exists() and load_checkpoint(folder).fingerprint != checkpoint.fingerprint:
+        raise InputError(f"{folder} already holds another checkpoint; choose another folder.")
+    save_checkpoint(checkpoint, folder)
 
 
 _POINT = ("epoch", "loss", "gradient", "accuracy", "held_out_accuracy")
@@ -323,6 +348,8 @@ def _save_state(folder: Path, state: TrainingState) -> None:
 
 def _load_state(path: Path) -> TrainingState:
     tensors = read_tensors(path)
+    if not {"epoch", "seconds", "generator", "history"} <= set(tensors):
+        raise InputError(f"{path} does not hold the state of a training; add --overwrite to train from the start.")
     points = [dict(zip(_POINT, row, strict=True)) for row in tensors["history"].tolist()]
     return TrainingState(
         epoch=int(tensors["epoch"]),

@@ -45,7 +45,7 @@ def reconstruct(
     diverged = not math.isfinite(history[-1].residual + history[-1].penalty)
     return Candidates(
         images=best.images.float().cpu(),
-        labels=search.labels.cpu(),
+        labels=((best.multipliers > 0).long() if aim.task == "regression" else search.labels).cpu(),
         multipliers=best.multipliers.float().cpu(),
         explained=_explained(aim.network, best).float().cpu(),
         history=[point for point in history if math.isfinite(point.residual + point.penalty)],
@@ -101,13 +101,14 @@ def _moved(target: Target, dtype: torch.dtype, device: torch.device) -> Target:
 
 def _explained(network: nn.Module, found: Found) -> Tensor:
     """Share of the parameters' squared norm that each candidate accounts for: <theta, J_i^T d_i> / norm(theta)^2."""
-    parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    named = {name: parameter.detach() for name, parameter in network.named_parameters()}
 
-    def scores(theta: dict[str, Tensor]) -> Tensor:
-        result: Tensor = torch.func.functional_call(network, theta, (found.images,))
+    def scores(*theta: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(network, dict(zip(named, theta, strict=True)), (found.images,))
         return result
 
-    along: Tensor = torch.func.jvp(scores, (parameters,), (parameters,))[1]
-    norm = torch.stack([p.pow(2).sum() for p in parameters.values()]).sum()
+    theta = tuple(named.values())
+    along: Tensor = torch.autograd.functional.jvp(scores, theta, theta)[1]  # type: ignore[no-untyped-call]
+    norm = torch.stack([parameter.pow(2).sum() for parameter in theta]).sum()
     share: Tensor = (found.cotangents * along).sum(1) / norm
     return share

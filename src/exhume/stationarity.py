@@ -104,7 +104,7 @@ def _hinge_gate(z: Tensor, sharpness: Tensor | float, below: float) -> Tensor:
 def smoothed_hinge(z: Tensor, sharpness: Tensor | float, below: float = 0.0) -> Tensor:
     """(Leaky) ReLU whose value is exact and whose derivatives are those of the smoothed gate, to any order."""
     soft = below * z - (1 - below) * functional.logsigmoid(-sharpness * z) / sharpness
-    return functional.leaky_relu(z, below).detach() + soft - soft.detach()
+    return functional.leaky_relu(z, below).detach() + (soft - soft.detach())
 
 
 class _SmoothHinges(TorchFunctionMode):
@@ -117,11 +117,16 @@ class _SmoothHinges(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_):
-            return smoothed_hinge(args[0], self.sharpness(args[0]))
-        if func in (functional.leaky_relu, functional.leaky_relu_):
+            below = 0.0
+        elif func in (functional.leaky_relu, functional.leaky_relu_):
             below = kwargs.get("negative_slope", args[1] if len(args) > 1 else 0.01)
-            return smoothed_hinge(args[0], self.sharpness(args[0]), below)
-        return func(*args, **kwargs)
+        else:
+            return func(*args, **kwargs)
+        z = args[0] if args else kwargs["input"]
+        if not (kwargs.get("inplace") or func.__name__.endswith("_")):
+            return smoothed_hinge(z, self.sharpness(z), below)
+        before = z.clone()
+        return z.copy_(smoothed_hinge(before, self.sharpness(before), below))
 
 
 @contextmanager

@@ -97,12 +97,16 @@ class Training:
             raise InputError(f"dtype must be float32 or float64, not {self.dtype!r}.")
         if self.epochs < 0:
             raise InputError(f"epochs must not be negative, and {self.epochs} is.")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise InputError(f"lr must be positive, not {self.lr}.")
-        if not (0 <= self.momentum < 1) or not self.weight_decay >= 0:
+        if not (0 <= self.momentum < 1) or not 0 <= self.weight_decay < math.inf:
             raise InputError("momentum must be in [0, 1) and weight_decay must not be negative.")
-        if min(self.batch_size or 1, self.evaluate_every or 1) < 1:
+        if not (math.isfinite(self.stop_loss) and math.isfinite(self.stop_gradient)):
+            raise InputError("stop_loss and stop_gradient must be finite.")
+        if any(value is not None and value < 1 for value in (self.batch_size, self.evaluate_every)):
             raise InputError("batch_size and evaluate_every must be at least 1.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be at least 0 and below 2^63, not {self.seed}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +287,9 @@ class _Session:
             for name, parameter in self.module.named_parameters():
                 parameter.copy_(state.weights[name])
                 if name in state.momenta:
-                    self.optimiser.state[parameter]["momentum_buffer"] = state.momenta[name].to(parameter.device)
+                    self.optimiser.state[parameter]["momentum_buffer"] = state.momenta[name].to(
+                        parameter.device, copy=True
+                    )
         self.generator.set_state(state.generator)
         return state.history
 

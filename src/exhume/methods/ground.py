@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -94,6 +94,7 @@ class Found:
     cotangents: Tensor
 
 
+@runtime_checkable
 class Search(Protocol):
     """A search under way: each optimiser step follows the gradient of `objective`."""
 

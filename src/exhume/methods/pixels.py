@@ -97,4 +97,4 @@ def any_network(target: Target, config: Reconstruction, generator: torch.Generat
 def _assumed_images(target: Target) -> int:
     """The rank of the first weight matrix above its bulk, when nobody says how many images there were."""
     weight = next(p for p in target.network.parameters() if p.ndim > 1).detach().flatten(1)
-    return max(bulk_rank(torch.linalg.svdvals(weight), (weight.shape[0], weight.shape[1])), 1)
+    return max(bulk_rank(torch.linalg.svdvals(weight.double()), (weight.shape[0], weight.shape[1])), 1)

@@ -86,12 +86,13 @@ def as_dense(network: nn.Module) -> Dense | None:
 def read_weights(target: Target, dense: Dense, config: Reconstruction) -> tuple[Subspace, bool, Reading]:
     """Reads subspace, number of images, trusted layers, weighting and smoothness from the weights alone."""
     first = first_layer(dense)
-    rank = bulk_rank(torch.linalg.svdvals(first), (first.shape[0], first.shape[1]))
-    images = config.images or rank
+    rank = bulk_rank(torch.linalg.svdvals(first.double()), (first.shape[0], first.shape[1]))
+    images = config.images or max(rank, 1)
     rank = min(max(rank, images), *first.shape)
     space = subspace(dense, rank)
     stationary = is_stationary(dense, images)
-    smooth = min(target.shape[1:]) >= 3 and roughness(space.basis, target.shape) < SMOOTH_ROUGHNESS
+    # the first few directions are smooth whatever the images are
+    smooth = rank >= 50 and min(target.shape[1:]) >= 3 and roughness(space.basis, target.shape) < SMOOTH_ROUGHNESS
     names = [name for name, parameter in target.network.named_parameters() if parameter.requires_grad]
     first_names = names[: 1 + (dense.biases[0] is not None)]
     return (

@@ -119,7 +119,7 @@ def names_and_summaries() -> dict[str, str]:
 
 
 def first_per_class(
-    images: Float[Tensor, "n c h w"], labels: Shaped[Tensor, " n"], per_class: int, *, start: int = 0, what: str
+    images: Shaped[Tensor, "n c h w"], labels: Shaped[Tensor, " n"], per_class: int, *, start: int = 0, what: str
 ) -> tuple[Tensor, Tensor]:
     """Takes images start .. start + per_class of each class in the data set's order, class by class.
 

@@ -190,7 +190,7 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
     keys = ("x_train", "y_train", "images", "labels", "x_test", "y_test")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            return {key: content[key] for key in content if key in keys}
+            return {key: np.asarray(content[key]) for key in content if key in keys}  # raw bytes where no .npy is in it
     except FileNotFoundError:
         raise InputError(f"There is no {path}.") from None
     except (*DAMAGE, TypeError, AttributeError) as error:  # the last two: an array on its own, no archive of arrays

@@ -1,0 +1,108 @@
+"""Trains the benchmark's networks once, attacks them with default settings, and prints a row of results for each.
+
+    python benchmarks/run.py demo b3 --seeds 0 1 2
+    EXHUME_DATA=path/to/cifar python benchmarks/run.py b5
+
+Networks are kept under runs/benchmarks and are trained again only if their settings change.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
+
+from exhume.checkpoint import load_checkpoint
+from exhume.commands import bars
+from exhume.errors import InputError
+from exhume.methods import Reconstruction
+from exhume.networks import Network
+from exhume.presets import TRAININGS
+from exhume.problems import Selection, load_problem, locate
+from exhume.runs import read_training, reconstruct_run, score_run, train_run
+from exhume.training import Training
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network to train and attack."""
+
+    problem: str
+    per_class: int
+    training: Training
+    network: Network | None = None
+
+
+DECAY = Training(lr=0.05, epochs=50_000, weight_decay=2e-3)
+NO_DECAY = Training(lr=0.5, epochs=1000)
+TARGETS = {
+    "demo": Target("mnist-digits", 10, TRAININGS["demo"].training, TRAININGS["demo"].network),
+    "b1": Target("mnist-odd-even", 50, replace(DECAY, loss="mse")),
+    "b2": Target("mnist-odd-even", 50, replace(NO_DECAY, epochs=20_000)),
+    "b3": Target("mnist-digits", 10, NO_DECAY),
+    "b4": Target("mnist-digits", 10, replace(DECAY, lr=0.5, epochs=10_000)),
+    "b5": Target("cifar10-multiclass", 10, replace(NO_DECAY, epochs=2000)),
+    "b6": Target("mnist-digits", 50, replace(NO_DECAY, epochs=2000)),
+    "b6-decay": Target("mnist-digits", 50, replace(DECAY, lr=0.5, epochs=10_000)),
+    "b7": Target("cifar10-multiclass", 50, replace(NO_DECAY, epochs=8000)),
+    "b9": Target("faces", 50, replace(DECAY, epochs=10_000)),
+}
+"""Sized for a CPU. b1 to b9 are named as in RESULTS.md."""
+
+
+def main(targets: Positional[tuple[str, ...]], /, seeds: tuple[int, ...] = (0,), device: str = "auto") -> None:
+    """Trains, attacks and scores each target for each seed.
+
+    Args:
+        targets: rows of TARGETS.
+        seeds: seeds of training and reconstruction.
+        device: auto, cpu or cuda.
+    """
+    columns = ("target", "seed", "NCC >= 0.9", "never seen", ">= 0.7", "never seen", "SSIM > 0.4", "never seen")
+    columns += ("images read", "train s", "reconstruct s")
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
+    for name in targets:
+        for seed in seeds:
+            print(row(name, TARGETS[name], seed, device), flush=True)
+
+
+def row(name: str, target: Target, seed: int, device: str) -> str:
+    """One line of the table."""
+    folder = Path("runs/benchmarks") / f"{name}-{seed}"
+    origin = locate(target.problem, Selection(per_class=target.per_class))
+    problem, training = load_problem(*origin), replace(target.training, seed=seed)
+    network = target.network or problem.network
+    with bars() as listener:
+        if not _trained(folder, network, training):
+            train_run(folder, problem, origin, network, training, device=device, overwrite=True, listener=listener)
+        found = reconstruct_run(folder, Reconstruction(seed=seed), device=device, overwrite=True, listener=listener)
+    scores = score_run(folder)
+    cells = (
+        name,
+        seed,
+        f"{scores.recovered['0.9']} / {scores.images}",
+        f"{scores.null['0.9']} / {scores.never_seen}",
+        scores.recovered["0.7"],
+        scores.null["0.7"],
+        scores.ssim.good,
+        scores.ssim.null_good,
+        found.reading.images,
+        f"{scores.seconds.train:.0f}",
+        f"{scores.seconds.reconstruct:.0f}",
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _trained(folder: Path, network: Network, training: Training) -> bool:
+    """Whether the folder holds exactly this training, finished."""
+    try:
+        record = read_training(folder)
+        load_checkpoint(folder)
+    except InputError:
+        return False
+    return record.network == network and replace(record.training, loss=training.loss) == training
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,19 @@
+"""Checks the package's annotations while the tests run: the shapes (jaxtyping), and every other type (beartype)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+OF_USERS = ("Network", "Problem", "Reconstruction", "Selection", "Training")
+"""What users fill in: the package itself must say in a sentence what is wrong with it."""
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    if function.__qualname__ in [f"{name}.__init__" for name in OF_USERS]:
+        return function
+    return beartype(function, conf=BeartypeConf(is_pep484_tower=True))
+
+
+install_import_hook("exhume", "conftest.checked")

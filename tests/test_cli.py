@@ -1,0 +1,440 @@
+"""The command line: what it does with good input, and the one sentence that it says about bad input."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from exhume.checkpoint import load_checkpoint
+from exhume.cli import COMMANDS, main, parse
+from exhume.methods import METHODS, resolve
+from exhume.networks import Task, build
+from exhume.presets import RECONSTRUCTIONS, TRAININGS
+from exhume.problems import PROBLEMS, Selection, load_problem, names_and_summaries
+from exhume.runs import FILES
+from exhume.training import resolve_loss
+
+EXHUME = Path(sys.executable).with_name("exhume")
+README = Path(__file__).parents[1] / "README.md"
+TINY = ("--widths", "20", "--epochs", "6", "--per-class", "5")
+SHORT = ("--steps", "3", "--per-class", "6")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with no data at hand."""
+    monkeypatch.delenv("EXHUME_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every stage, made by the commands in this process; not to be changed."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    main(["train", "toy-circle", str(run), *TINY, "--device", "cpu"])
+    main(["reconstruct", str(run), *SHORT, "--device", "cpu"])
+    main(["score", str(run)])
+    main(["report", str(run)])
+    return run
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Everything in a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The message of a command that ends with 2, changes no file and prints no result."""
+    before = snapshot(Path.cwd())
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert snapshot(Path.cwd()) == before
+    assert said.out == ""
+    assert "Traceback" not in said.err
+    message = re.sub(r"[\s│╭╮╰╯─]+", " ", said.err).strip()
+    assert message
+    return message
+
+
+def record(run: Path, name: str) -> Any:
+    return json.loads((run / name).read_text())
+
+
+# ---- Bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("dmeo", "There is no command 'dmeo'; did you mean demo?"),
+        ("frobnicate run", "There is no command 'frobnicate'; there are demo, train"),
+        ("--frobnicate", "required: COMMAND"),
+        ("train", "Required"),
+        ("train toy-circle", "Required"),
+        (
+            "train toy-cirle run",
+            "There is no problem 'toy-cirle', nor a .py, .npz or folder of that name. Did",
+        ),
+        ("train nothing.py run", "There is no problem file"),
+        ("train nothing.npz run", "nothing.npz"),
+        ("train npz run", "needs a file"),
+        ("train image-folder run", "needs a folder"),
+        ("train toy-circle run --data-dir nowhere", "There is no file or folder"),
+        ("train toy-circle run --preset dmeo", "There is no training preset 'dmeo'; there are demo, mnist-binary"),
+        ("train toy-circle run --preset exhume", "There is no training preset 'exhume'"),
+        ("train toy-circle run --preset demo", "The loss ce does not fit the task binary"),
+        ("train toy-circle run --epcohs 3", "Perhaps you meant: --epochs"),
+        ("train toy-circle run --epochs", "--epochs"),
+        ("train toy-circle run --epochs three", "Error parsing --epochs: invalid literal for int()"),
+        ("train toy-circle run --epochs -3", "epochs must not be negative, and -3 is."),
+        ("train toy-circle run --lr nan", "lr must be positive, not nan."),
+        ("train toy-circle run --lr inf", "lr must be positive, not inf."),
+        ("train toy-circle run --init-scale nan", "init_scale must be positive, not nan"),
+        ("train toy-circle run --stop-loss nan", "stop_loss and stop_gradient must be finite."),
+        ("train toy-circle run --batch-size 0", "batch_size and evaluate_every must be at least 1."),
+        ("train toy-circle run --seed 99999999999999999999", "seed must be at least 0 and below 2^63"),
+        ("train toy-circle run --widths 0", "Widths and channels must be at least 1."),
+        ("train toy-circle run --kind mpl", "Unknown network 'mpl'; there are mlp, cnn."),
+        ("train toy-circle run --kind cnn", "A cnn needs channels"),
+        ("train toy-circle run --channels 3", "A cnn needs channels"),
+        ("train toy-circle run --activation rellu", "Unknown activation 'rellu'"),
+        ("train toy-circle run --loss bse", "Unknown loss 'bse'; there are bce, ce, mse, huber, l2.5."),
+        ("train toy-circle run --loss ce", "The loss ce does not fit the task binary; bce, mse, huber, l2.5 would."),
+        ("train toy-circle run --loss mse --lr 1e12 --widths 20", "The loss was no longer finite after"),
+        ("train toy-circle run --device gpu", "invalid choice 'gpu' for argument '--device'"),
+        ("train toy-circle run --per-class 0", "per_class must be at least 1, not 0."),
+        ("train faces run --per-class 101", "has 100 training images, fewer than the 101 per class asked for"),
+        ("train faces run --per-class 100", "no never-seen images of every class are left for the control"),
+        ("reconstruct run", "There is no run/checkpoint.json."),
+        (
+            "reconstruct run --preset demo",
+            "There is no reconstruction preset 'demo'; there are exhume, cifar10-",
+        ),
+        ("reconstruct run --setps 3", "Perhaps you meant: --steps"),
+        ("reconstruct run --steps 0", "steps must be at least 1, not 0."),
+        ("reconstruct run --objective magic", "Unknown objective 'magic'"),
+        (
+            "reconstruct run --checkpoint model.pt",
+            "--checkpoint, --shape (channels height width) and --task are",
+        ),
+        ("reconstruct run --shape 1 2 3", "are needed together"),
+        ("reconstruct run --checkpoint model.pt --shape 1 2 3 --task binary", "There is no model.pt."),
+        ("reconstruct run --checkpoint model.pt --shape 1 2 --task binary", "--shape"),
+        ("reconstruct run --checkpoint model.pt --shape 1 2 3 --task ranking", "invalid choice 'ranking'"),
+        ("score run", "There is no run/candidates.json."),
+        ("score run --problem toy-circle", "There is no run/candidates.json."),
+        ("report run", "reconstruct first"),
+        ("problems run", "run"),
+        ("demo --seed -1", "seed must be at least 0"),
+        ("demo --epochs 3", "Unrecognized options: --epochs"),
+    ],
+)
+def test_bad_words_are_refused(capsys: pytest.CaptureFixture[str], words: str, hint: str) -> None:
+    assert hint in refused(capsys, *words.split())
+
+
+@pytest.mark.parametrize(
+    "words", ["train toy-circle new --widths 20", "reconstruct run --overwrite", "demo"], ids=["train", "rec", "demo"]
+)
+def test_a_gpu_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, finished: Path, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    shutil.copytree(finished, "run")
+    message = refused(capsys, *words.split(), "--device", "cuda")
+    assert message == "exhume: There is no usable GPU here; use --device cpu."
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("train", "toy-circle", "run", *TINY, "--lr", "0.3"), "already holds another training; add --overwrite"),
+        (("train", "faces", "run", *TINY), "already holds another training"),
+        (("reconstruct", "run", "--steps", "4"), "already holds candidates of other settings; add --overwrite"),
+        (("reconstruct", "run", "--method", "magic"), "Unknown method 'magic'; there are exhume, reference."),
+        (("reconstruct", "run", "--objective", "regression"), "The objective regression is for the task regression"),
+        (("score", "run", "--per-class", "3"), "--problem"),
+        (("score", "run", "--problem", "faces"), "The candidates are 1x1x2"),
+        (("score", "run", "--problem", "toy-cirle"), "Did you mean toy-circle?"),
+    ],
+)
+def test_what_does_not_fit_the_run_is_refused(
+    capsys: pytest.CaptureFixture[str], finished: Path, words: tuple[str, ...], hint: str
+) -> None:
+    shutil.copytree(finished, "run")
+    assert hint in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("name", ["training.json", *FILES["training"][2:], *FILES["candidates"]])
+@pytest.mark.parametrize("damage", ["gone", "half", "nonsense"])
+def test_a_damaged_run_is_refused(capsys: pytest.CaptureFixture[str], finished: Path, name: str, damage: str) -> None:
+    path = Path(shutil.copytree(finished, "run")) / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[: len(content) // 2] if damage == "half" else b"nonsense")
+    assert name in refused(capsys, "score", "run")
+    if name.startswith("checkpoint"):
+        assert name in refused(capsys, "reconstruct", "run", *SHORT)
+    if damage != "gone" or name.startswith("candidates"):
+        assert name in refused(capsys, "report", "run")
+
+
+def test_a_file_in_place_of_the_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").write_text("mine")
+    for words in (("train", "toy-circle", "run", *TINY), ("reconstruct", "run"), ("score", "run"), ("report", "run")):
+        assert "run" in refused(capsys, *words)
+
+
+def test_a_foreign_file_that_is_no_state_dict_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("reconstruct", "run", "--checkpoint", "model.pt", "--shape", "1", "1", "2", "--task", "binary")
+    Path("model.pt").write_bytes(b"nonsense")
+    assert "model.pt is no plain state dict" in refused(capsys, *words)
+    torch.save({"0.weight": torch.zeros(1, 3)}, "model.pt")
+    assert "model.pt holds no chain of dense layers on 2 inputs" in refused(capsys, *words)
+    torch.save({"0.weight": torch.ones(1, 2)}, "model.pt")
+    assert "does not fit the task multiclass" in refused(capsys, *words[:-1], "multiclass")
+    assert "Unknown method" in refused(capsys, *words, "--method", "magic")
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("", "defines no function load(selection)"),
+        ("def load(selection): return 3", "returned no Problem but a int"),
+        (
+            "import torch\nfrom exhume import *\ndef load(selection):\n"
+            "    return Problem(name='p', images=2 * torch.ones(2, 1, 3, 3), labels=torch.arange(2), held_out="
+            "torch.ones(2, 1, 3, 3), held_out_labels=torch.arange(2), task='binary', classes=('a', 'b'), "
+            "network=Network(), source='')",
+            "must be floats in [0, 1]",
+        ),
+    ],
+)
+def test_a_users_problem_that_is_none_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, code: str, hint: str
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("mine.py").write_text(code)
+    assert hint in refused(capsys, "train", "mine.py", "run")
+
+
+def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text("def load(selection): raise KeyboardInterrupt")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "mine.py", "run"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == "exhume: interrupted"
+
+
+# ---- Help and tables
+
+
+def test_help_lists_the_commands_and_waits_for_nothing(here: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", EXHUME, "--help"], capture_output=True, text=True, check=True
+    )
+    for name, summary in COMMANDS.items():
+        assert name in done.stdout
+        assert summary.split(",")[0] in re.sub(r"\s+", " ", done.stdout)
+    slow = re.compile(r"\| +(torch|numpy|tyro|rich|matplotlib|kornia)$", re.MULTILINE)
+    assert re.search(r"\| +exhume\.cli$", done.stderr, re.MULTILINE)
+    assert not slow.search(done.stderr)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    words = {"train": ["toy-circle", "run"], "reconstruct": ["run"], "score": ["run"], "report": ["run"]}
+    for given in ([], words.get(command, [])):
+        with pytest.raises(SystemExit) as ended:
+            main([command, *given, "--help"])
+        said = capsys.readouterr()
+        assert ended.value.code == 0
+        assert f"usage: exhume {command}" in said.out
+        summary = re.sub(r"\s+", " ", said.out).lower()
+        assert COMMANDS[command].split(",")[0].lower() in summary
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_problems_lists_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["problems"])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines == names_and_summaries()
+    assert list(lines) == list(PROBLEMS)
+
+
+def test_presets_lists_every_row_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["presets"])
+    lines = capsys.readouterr().out.splitlines()
+    shown = [(name, row.source) for table in (TRAININGS, RECONSTRUCTIONS) for name, row in table.items()]
+    listed = [line for line in lines if line.startswith("  ")]
+    assert len(listed) == len(shown)
+    for line, (name, source) in zip(listed, shown, strict=True):
+        assert line.split()[0] == name
+        assert source in line
+
+
+@pytest.fixture(scope="module")
+def noise_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Arrays of noise in place of the data sets that the presets train on."""
+    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    sizes = {"cifar10": (10, 1300, (32, 32, 3)), "cifar100": (100, 1000, (32, 32, 3)), "mnist": (10, 6000, (28, 28))}
+    for name, (classes, count, shape) in sizes.items():
+        images = random.integers(0, 256, (count, *shape), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", x_train=images, y_train=np.arange(count) % classes)
+    return folder
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_training_preset_fits_its_problem(name: str, noise_archives: Path) -> None:
+    row = TRAININGS[name]
+    problem = load_problem(row.problem, Selection(per_class=row.per_class, data_dir=str(noise_archives)))
+    assert resolve_loss(problem.task, row.training.loss) == row.training.loss
+    assert len(problem.images) == row.per_class * len(problem.classes)
+    module = build(row.network, problem.images.mean(0), problem.outputs, torch.Generator())
+    assert module(problem.images[:2]).shape == (2, problem.outputs)
+
+
+@pytest.mark.parametrize("name", RECONSTRUCTIONS)
+def test_every_reconstruction_preset_is_complete(name: str) -> None:
+    for task in get_args(Task):
+        config = resolve(RECONSTRUCTIONS[name].reconstruction, task)
+        own = {key for key, value in vars(config).items() if value is None}
+        assert config.method in METHODS
+        assert own <= {"images", "per_class", "smoothness", "weighted"}  # read from the weights
+    if name != "exhume":
+        assert name.rpartition("-")[0] in TRAININGS  # what it was published for
+
+
+@pytest.mark.parametrize("line", [line for line in README.read_text().splitlines() if line.startswith("exhume ")])
+def test_the_lines_of_the_readme_are_commands(line: str) -> None:
+    assert callable(parse(line.partition("#")[0].split()[1:]))
+
+
+# ---- Flags and defaults
+
+
+def test_flags_override_a_problems_network(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "faces", "run", "--widths", "7", "--per-class", "2", "--epochs", "1", "--bias", "all"])
+    own = load_problem("faces").network
+    network = record(Path("run"), "training.json")["network"]
+    assert network == {**vars(own), "channels": [32, 64], "widths": [7], "bias": "all"}
+    assert capsys.readouterr().out.startswith("All 1 epochs are over. Loss ")
+
+
+def test_flags_override_a_preset() -> None:
+    main(["train", "mnist-digits", "run", "--preset", "demo", "--epochs", "3", "--widths", "20", "--seed", "5"])
+    training, preset = record(Path("run"), "training.json"), TRAININGS["demo"]
+    assert training["training"] == {**vars(preset.training), "epochs": 3, "seed": 5}
+    assert training["network"] == {**vars(preset.network), "channels": [], "widths": [20]}
+    assert training["problem"]["selection"]["per_class"] == preset.per_class
+    assert training["problem"]["images"] == 10 * preset.per_class
+
+
+def test_flags_override_a_reconstruction_preset(finished: Path) -> None:
+    shutil.copytree(finished, "run")
+    words = ["--preset", "cifar10-binary-1", "--steps", "2", "--per-class", "3", "--overwrite"]
+    main(["reconstruct", "run", *words])
+    settings, preset = record(Path("run"), "candidates.json"), RECONSTRUCTIONS["cifar10-binary-1"].reconstruction
+    assert settings["reconstruction"] == {**vars(preset), "steps": 2, "per_class": 3, "objective": "binary"}
+    assert settings["provenance"]["seed"] == 0
+
+
+def test_a_number_can_be_set_back_to_none() -> None:
+    main(["train", "toy-circle", "run", *TINY, "--init-scale", "None"])
+    assert record(Path("run"), "training.json")["network"]["init_scale"] is None
+
+
+def test_overwrite_replaces_and_its_absence_refuses(capsys: pytest.CaptureFixture[str], finished: Path) -> None:
+    shutil.copytree(finished, "run")
+    refused(capsys, "train", "toy-circle", "run", *TINY, "--seed", "1")
+    main(["train", "toy-circle", "run", *TINY, "--seed", "1", "--overwrite"])
+    assert {path.name for path in Path("run").iterdir()} == {
+        "training.json",
+        "checkpoint.json",
+        "checkpoint.safetensors",
+    }
+    refused(capsys, "train", "toy-circle", "run", *TINY, "--seed", "2")
+
+
+def test_the_results_go_to_one_stream_and_the_progress_to_the_other(
+    capsys: pytest.CaptureFixture[str], finished: Path
+) -> None:
+    shutil.copytree(finished, "run")
+    capsys.readouterr()
+    main(["reconstruct", "run", *SHORT])
+    said = capsys.readouterr()
+    assert said.out.startswith("All 3 steps are over. Residual ") and said.out.count("\n") == 1
+    assert "3/3" in said.err
+    main(["score", "run"])
+    said = capsys.readouterr()
+    assert "of 10 training images came out" in said.out
+    assert "0.95: " in said.out
+    assert said.err == ""
+    main(["report", "run"])
+    assert capsys.readouterr().out.strip() == str(Path("run/report.html"))
+
+
+def test_a_centre_is_an_image_of_the_checkpoints_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"0.weight": torch.ones(1, 2)}, "model.pt")
+    words = ("reconstruct", "run", "--checkpoint", "model.pt", "--shape", "1", "1", "2", "--task", "binary", *SHORT)
+    assert "nothing.npy" in refused(capsys, *words, "--centre", "nothing.npy")
+    Path("damaged.npy").write_bytes(b"\x93NUMPY\x01")
+    assert "damaged.npy" in refused(capsys, *words, "--centre", "damaged.npy")
+    np.save("objects.npy", np.array([{}]), allow_pickle=True)
+    assert "objects.npy" in refused(capsys, *words, "--centre", "objects.npy")
+    np.save("other.npy", np.zeros((2, 1, 1)))
+    assert "shape (2, 1, 1), not of the images' (1, 1, 2)" in refused(capsys, *words, "--centre", "other.npy")
+    np.save("mean.npy", np.array([[[0.25, 0.75]]]))
+    assert "are needed together" in refused(capsys, "reconstruct", "run", "--centre", "mean.npy")
+    main([*words, "--centre", "mean.npy"])
+    assert load_checkpoint(Path("run")).centre.tolist() == [[[0.25, 0.75]]]
+
+
+def test_a_foreign_checkpoint_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = {"layers.0.weight": torch.randn(9, 2, generator=generator), "layers.0.bias": torch.zeros(9)}
+    torch.save({"state_dict": {**state, "layers.1.weight": torch.randn(1, 9, generator=generator)}}, "model.pth")
+    words = ["--checkpoint", "model.pth", "--shape", "1", "1", "2", "--task", "binary"]
+    main(["reconstruct", "run", *words, *SHORT])
+    assert (load_checkpoint(Path("run")).network.widths, load_checkpoint(Path("run")).network.bias) == ((9,), "first")
+    refused(capsys, "score", "run")
+    main(["score", "run", "--problem", "toy-circle", "--per-class", "4"])
+    scores = record(Path("run"), "scores.json")
+    assert (scores["images"], scores["seconds"]["train"]) == (8, None)
+
+
+# ---- In another process
+
+
+def test_the_pipeline_gives_the_same_numbers_in_another_process(here: Path, finished: Path) -> None:
+    train, reconstruct = ("train", "toy-circle", "run", *TINY), ("reconstruct", "run", *SHORT)
+    for words in (train, reconstruct, ("score", "run"), ("report", "run")):
+        device = ("--device", "cpu") if words[0] in ("train", "reconstruct") else ()
+        done = subprocess.run([EXHUME, *words, *device], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert snapshot(here / "run").keys() == snapshot(finished).keys()
+    for name in ("checkpoint.json", "checkpoint.safetensors", "candidates.safetensors", "scores.safetensors"):
+        assert (here / "run" / name).read_bytes() == (finished / name).read_bytes()
+    for name, key in (("training.json", "history"), ("training.json", "margins"), ("candidates.json", "history")):
+        assert record(here / "run", name)[key] == record(finished, name)[key]
+    scores, again = record(here / "run", "scores.json"), record(finished, "scores.json")
+    assert {**scores, "seconds": None} == {**again, "seconds": None}
+
+
+def test_bad_input_ends_the_process_with_2(here: Path) -> None:
+    done = subprocess.run([EXHUME, "score", "run"], capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "exhume: There is no run/candidates.json.\n")

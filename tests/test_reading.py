@@ -1,0 +1,231 @@
+"""What is read from the weights before any search, on matrices whose answer is known."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from exhume.methods.subspace import as_dense
+from exhume.networks import CentredNetwork, Network, build
+from exhume.reading import _median_singular, bulk_rank, first_layer, is_stationary, roughness, subspace
+from exhume.stationarity import Dense
+
+
+def rank_of(matrix: Tensor) -> int:
+    return bulk_rank(torch.linalg.svdvals(matrix), (matrix.shape[0], matrix.shape[1]))
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def directions(size: int, count: int, seed: int) -> Tensor:
+    """[size, count] with orthonormal columns."""
+    return torch.linalg.qr(gaussian(size, count, seed=seed))[0]
+
+
+def low_rank(rows: int, columns: int, singular: Tensor, seed: int = 0) -> Tensor:
+    left, right = (directions(size, len(singular), seed + i) for i, size in enumerate((rows, columns)))
+    return (left * singular) @ right.T
+
+
+# ---------------------------------------------------------------- the rank
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0])
+@pytest.mark.parametrize("share", [0, 0.02, 0.25, 0.5, 0.6])
+@pytest.mark.parametrize(("rows", "columns"), [(40, 100), (100, 40), (120, 120), (300, 785)])
+def test_rank_is_the_number_of_directions_above_gaussian_noise(
+    rows: int, columns: int, share: float, scale: float
+) -> None:
+    rank, edge = int(share * min(rows, columns)), rows**0.5 + columns**0.5
+    planted = low_rank(rows, columns, torch.linspace(20, 2, rank, dtype=torch.float64) * edge)
+    # the largest singular value of small noise matrices leaves the law's edge now and then, by one
+    assert abs(rank_of(scale * (planted + gaussian(rows, columns, seed=7))) - rank) <= 1
+
+
+@pytest.mark.parametrize("size", [(40, 100), (100, 40), (120, 120), (300, 785)])
+def test_uniform_noise_has_no_direction_above_it(size: tuple[int, int]) -> None:
+    uniform = torch.rand(size, generator=torch.Generator().manual_seed(0)) - 0.5
+    assert rank_of(uniform) <= 1
+
+
+@pytest.mark.parametrize("rank", [1, 7, 30, 55])
+@pytest.mark.parametrize("size", [(60, 100), (100, 60)])
+def test_after_weight_decay_the_rank_ends_at_the_fall_to_rounding(size: tuple[int, int], rank: int) -> None:
+    planted = low_rank(*size, torch.logspace(0, -2, rank, dtype=torch.float64))
+    assert rank_of(planted.float().double()) == rank
+    assert rank_of(planted + 1e-9 * gaussian(*size)) == rank
+    decayed = low_rank(*size, torch.logspace(-6, -20, 60, dtype=torch.float64), seed=5)  # no bulk at all
+    assert rank_of(planted + decayed) == rank
+
+
+@pytest.mark.parametrize("size", [(40, 100), (100, 40), (200, 200), (300, 785)])
+def test_median_singular_value_is_that_of_gaussian_matrices(size: tuple[int, int]) -> None:
+    medians = [torch.linalg.svdvals(gaussian(*size, seed=seed)).median().item() for seed in range(5)]
+    assert _median_singular(*size) == pytest.approx(sum(medians) / 5, rel=0.02)
+
+
+def test_a_trained_layer_has_the_rank_of_its_images(trained: nn.Module) -> None:
+    """The whole claim on a real training, where the bulk is the initialisation's."""
+    dense = as_dense(trained)
+    assert dense is not None
+    assert rank_of(first_layer(dense)) == 12
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    """A network trained on 12 random images by plain gradient descent."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(12, 1, 8, 8, generator=generator)
+    module = build(Network(widths=(100,)), images.mean(0), 1, generator)
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.5)
+    for _ in range(500):
+        optimiser.zero_grad()
+        targets = (torch.arange(12) % 2).float()
+        functional.binary_cross_entropy_with_logits(module(images)[:, 0], targets).backward()
+        optimiser.step()
+    return module
+
+
+# ---------------------------------------------------------------- the subspace
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_subspace_holds_the_first_layer(biased: bool) -> None:
+    layer = low_rank(20, 17, torch.linspace(3, 1, 5, dtype=torch.float64))
+    dense = Dense([layer[:, :16] if biased else layer], [layer[:, 16] if biased else None], "relu")
+    torch.testing.assert_close(first_layer(dense), layer)
+    space = subspace(dense, 5)
+    assert space.biased == biased
+    torch.testing.assert_close(space.first @ space.basis.T, layer)
+    torch.testing.assert_close(space.basis.T @ space.basis, torch.eye(5, dtype=torch.float64))
+    torch.testing.assert_close(space.singular, torch.linspace(3, 1, 5, dtype=torch.float64))
+    truncated = subspace(dense, 2)
+    assert truncated.basis.shape == (17, 2)
+    error = torch.linalg.matrix_norm(truncated.first @ truncated.basis.T - layer, 2).item()
+    assert error == pytest.approx(2)  # the third singular value: no better approximation of this rank (Eckart, Young)
+
+
+# ---------------------------------------------------------------- stationary layers
+
+
+def chain(hidden: Tensor, activation: str = "tanh") -> Dense:
+    """A hidden layer between two of its norm."""
+    norm = hidden.norm()
+    first, last = gaussian(hidden.shape[1], 30, seed=3), gaussian(1, hidden.shape[0], seed=4)
+    return Dense([first * (norm / first.norm()), hidden, last * (norm / last.norm())], [None] * 3, activation)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_a_layer_is_stationary_if_its_energy_lies_in_as_many_directions_as_images(activation: str) -> None:
+    images = 10
+    assert not is_stationary(chain(gaussian(80, 90), activation), images)
+    made = low_rank(80, 90, torch.ones(images, dtype=torch.float64))
+    assert is_stationary(chain(made, activation), images)
+    assert is_stationary(chain(made + 1e-3 * gaussian(80, 90), activation), images)
+    assert not is_stationary(chain(made, activation), images // 2)
+    assert not is_stationary(chain(made + 0.1 * gaussian(80, 90), activation), images)
+
+
+def test_layers_with_hinges_are_stationary_only_if_their_norms_balance() -> None:
+    two = [gaussian(30, 20), gaussian(1, 30, seed=1)]
+    balanced = [weight / weight.norm() for weight in two]
+    assert is_stationary(Dense(balanced, [None, None], "relu"), 10)
+    assert not is_stationary(Dense([balanced[0], 2 * balanced[1]], [None, None], "relu"), 10)
+    assert is_stationary(Dense([balanced[0], 2 * balanced[1]], [None, None], "tanh"), 10)
+
+
+# ---------------------------------------------------------------- smooth or not
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+def test_roughness_of_noise_is_about_four_and_of_a_smooth_picture_small(shape: tuple[int, int, int]) -> None:
+    count = shape[0] * shape[1] * shape[2]
+    noise = directions(count + 1, 30, seed=0)  # the last coordinate is the bias's and no pixel
+    assert roughness(noise, shape) == pytest.approx(4, rel=0.05)
+    wave = torch.linspace(0, torch.pi, shape[2], dtype=torch.float64).sin()
+    smooth = (wave[:, None] * wave).expand(shape).reshape(count, 1)
+    assert roughness(smooth, shape) < 0.05
+    assert roughness(7 * smooth, shape) == pytest.approx(roughness(smooth, shape))
+
+
+# ---------------------------------------------------------------- what is a dense network
+
+
+def dense_layers(activation: nn.Module, biases: tuple[bool, bool] = (True, True)) -> list[nn.Module]:
+    return [nn.Linear(12, 5, bias=biases[0]), activation, nn.Linear(5, 2, bias=biases[1])]
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        (nn.ReLU(), "relu"),
+        (nn.LeakyReLU(), "leaky-relu"),
+        (nn.GELU(), "gelu"),
+        (nn.Tanh(), "tanh"),
+        (nn.Sigmoid(), "sigmoid"),
+    ],
+)
+@pytest.mark.parametrize("biases", [(True, True), (True, False), (False, False)])
+def test_chains_of_dense_layers_are_recognised(activation: nn.Module, name: str, biases: tuple[bool, bool]) -> None:
+    layers = dense_layers(activation, biases)
+    for module in (
+        nn.Sequential(*layers),
+        nn.Sequential(nn.Flatten(), *layers),
+        CentredNetwork(torch.zeros(3, 2, 2), [nn.Flatten(), *layers]),
+    ):
+        dense = as_dense(module)
+        assert dense is not None
+        assert dense.activation == name
+        assert [bias is not None for bias in dense.biases] == list(biases)
+        for ours, theirs in zip(dense.parameters, module.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_single_layer_is_dense() -> None:
+    assert as_dense(nn.Sequential(nn.Flatten(), nn.Linear(12, 2))) is not None
+
+
+class Residual(nn.Module):
+    """Dense layers, but no chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.layers(x)
+        return out
+
+
+class Twice(nn.Sequential):
+    """Not what its layers say."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        out: Tensor = 2 * super().forward(x)
+        return out
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)),
+        nn.Sequential(*dense_layers(nn.LeakyReLU(0.3))),
+        nn.Sequential(*dense_layers(nn.GELU(approximate="tanh"))),
+        nn.Sequential(*dense_layers(nn.ReLU()), nn.Tanh(), nn.Linear(2, 2)),
+        nn.Sequential(nn.Linear(12, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)),
+        nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 2)),
+        nn.Sequential(*dense_layers(nn.ReLU()), nn.Sigmoid()),
+        nn.Sequential(*dense_layers(nn.Softmax(1))),
+        nn.Sequential(nn.Linear(12, 5), nn.Linear(5, 2)),
+        nn.Sequential(nn.ReLU(), *dense_layers(nn.ReLU())),
+        nn.Sequential(),
+        Twice(*dense_layers(nn.ReLU())),
+        Residual(),
+        nn.Linear(12, 2),
+    ],
+    ids=lambda network: " ".join(type(layer).__name__ for layer in network.children()) or type(network).__name__,
+)
+def test_anything_else_takes_the_general_path(network: nn.Module) -> None:
+    assert as_dense(network) is None

@@ -1,0 +1,302 @@
+"""Records are strict: what is not exactly what was written is refused in one sentence, and nothing is half-written."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import safetensors.torch
+import torch
+
+from exhume.errors import InputError
+from exhume.records import FORMAT, Provenance, provenance, read, read_tensors, write, write_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """A record within a record."""
+
+    scale: float | None = 0.5
+    widths: tuple[int, ...] = (3, 4)
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and self.scale < 0:
+            raise InputError(f"scale must not be negative, and {self.scale} is.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Every kind of value that the package's records hold."""
+
+    name: str
+    count: int
+    share: float
+    flag: bool
+    kind: Literal["one", "two"]
+    inner: Inner
+    many: list[Inner]
+    counts: dict[str, int]
+    maybe: int | None = None
+
+
+FULL = Record(
+    name="ü \N{SNOWMAN}",
+    count=3,
+    share=0.1 + 0.2,
+    flag=True,
+    kind="two",
+    inner=Inner(scale=None),
+    many=[Inner(widths=()), Inner(scale=1e-300)],
+    counts={"0.9": 5},
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write(tmp_path / "record.json", FULL)
+    return tmp_path / "record.json"
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def refusal(path: Path, kind: type = Record) -> str:
+    """The sentence with which the file is refused; it names the file."""
+    with pytest.raises(InputError) as caught:
+        read(path, kind)
+    sentence = str(caught.value)
+    assert str(path) in sentence
+    assert sentence.endswith(".") and "\n" not in sentence
+    return sentence
+
+
+# ---- JSON
+
+
+def test_what_was_written_is_read_back(path: Path) -> None:
+    assert read(path, Record) == FULL
+    assert json.loads(path.read_text())["format"] == FORMAT
+
+
+def test_whole_numbers_are_real_numbers_too(tmp_path: Path) -> None:
+    path = tmp_path / "inner.json"
+    write(path, Inner(scale=2))
+    assert read(path, Inner) == Inner(scale=2.0)
+
+
+def test_writing_again_replaces(path: Path) -> None:
+    write(path, Inner())
+    assert read(path, Inner) == Inner()
+
+
+@pytest.mark.parametrize(
+    ("edit", "hint"),
+    [
+        (lambda c: c.update(extra=1), "extra fields found (extra)"),
+        (lambda c: c["inner"].update(width=[3]), "extra fields found (width) @ $.inner"),
+        (lambda c: c["many"][1].update(width=[3]), "extra fields found (width)"),
+        (lambda c: c.pop("count"), "required field missing @ $.count"),
+        (lambda c: c.pop("maybe"), "$.maybe"),
+        (lambda c: c["inner"].pop("scale"), "$.inner"),
+    ],
+)
+def test_an_unknown_or_missing_key_is_refused(path: Path, edit: Callable[[dict[str, Any]], object], hint: str) -> None:
+    change(path, edit)
+    assert hint in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", 3),
+        ("name", None),
+        ("name", ["a"]),
+        ("count", "3"),
+        ("count", 3.5),
+        ("count", True),
+        ("count", None),
+        ("count", "three"),
+        ("share", "0.5"),
+        ("share", False),
+        ("flag", 1),
+        ("flag", "true"),
+        ("kind", "three"),
+        ("kind", 1),
+        ("inner", None),
+        ("inner", []),
+        ("inner", "inner"),
+        ("inner", {"scale": "0.5", "widths": []}),
+        ("inner", {"scale": 0.5, "widths": ["3"]}),
+        ("inner", {"scale": 0.5, "widths": [3.0001]}),
+        ("inner", {"scale": 0.5, "widths": "34"}),
+        ("inner", {"scale": 0.5, "widths": 3}),
+        ("inner", {"scale": 0.5, "widths": {"3": 4}}),
+        ("many", {}),
+        ("many", [3]),
+        ("many", None),
+        ("counts", {"0.9": "5"}),
+        ("counts", []),
+        ("maybe", "1"),
+        ("maybe", 1.5),
+    ],
+)
+def test_a_mistyped_value_is_refused(path: Path, key: str, value: object) -> None:
+    change(path, lambda content: content.update({key: value}))
+    assert f"$.{key}" in refusal(path)
+
+
+def test_a_value_that_makes_no_sense_is_refused_with_its_own_sentence(path: Path) -> None:
+    change(path, lambda content: content["inner"].update(scale=-1.0))
+    assert "scale must not be negative, and -1.0 is @ $.inner" in refusal(path)
+
+
+@pytest.mark.parametrize("number", [None, 0, 2, "1"])
+def test_another_format_is_refused(path: Path, number: object) -> None:
+    change(path, lambda content: content.update(format=number))
+    assert "has another format than 1" in refusal(path)
+    change(path, lambda content: content.pop("format"))
+    assert "has another format than 1" in refusal(path)
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_is_neither_written_nor_read(path: Path, constant: str) -> None:
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(path, Inner(scale=math.nan if constant == "NaN" else math.inf))
+    assert path.read_bytes() == before
+    path.write_text(f'{{"format": 1, "scale": {constant}, "widths": []}}')
+    assert "is damaged" in refusal(path, Inner)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b" ", b"none", b"[]", b"3", b'"text"', b"\xff\xfe\x00", b"[" * 100_000, b'{"format": 1' + b"0" * 5000 + b"}"],
+    ids=["empty", "blank", "word", "list", "number", "string", "no text", "deep", "huge number"],
+)
+def test_what_is_no_record_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    refusal(path)
+
+
+def test_half_a_file_is_refused_wherever_it_ends(path: Path) -> None:
+    whole = path.read_bytes()
+    for length in range(len(whole) - 2):  # all but the last bracket and the end of its line
+        path.write_bytes(whole[:length])
+        assert "is damaged" in refusal(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none.json") == f"There is no {tmp_path / 'none.json'}."
+    assert "cannot be read" in refusal(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert refusal(tmp_path / "file" / "record.json").startswith("There is no ")
+
+
+# ---- Tensors
+
+
+def test_tensors_are_read_back_bit_by_bit(tmp_path: Path) -> None:
+    tensors = {
+        "single": torch.tensor([0.1, -0.0, math.inf, 1e-45]),
+        "double": torch.tensor([[0.1], [1e-320]], dtype=torch.float64),
+        "whole": torch.tensor(2**62),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "empty": torch.zeros(0, 3),
+    }
+    write_tensors(tmp_path / "some.safetensors", tensors)
+    read_back = read_tensors(tmp_path / "some.safetensors")
+    assert read_back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (read_back[name].dtype, read_back[name].shape) == (tensor.dtype, tensor.shape)
+        assert read_back[name].numpy().tobytes() == tensor.numpy().tobytes()
+
+
+def test_tensors_may_share_their_memory_and_need_no_order(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(3, 4).requires_grad_()
+    tensors = {"whole": whole, "again": whole, "row": whole[1], "turned": whole.T, "wide": whole[:1].expand(5, 4)}
+    write_tensors(tmp_path / "some.safetensors", tensors)
+    read_back = read_tensors(tmp_path / "some.safetensors")
+    for name, tensor in tensors.items():
+        assert torch.equal(read_back[name], tensor)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 100, b"\x10" + b"\x00" * 7 + b"{" * 16])
+def test_what_holds_no_tensors_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "some.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged"):
+        read_tensors(path)
+
+
+def test_half_a_file_of_tensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    whole = safetensors.torch.save({"values": torch.rand(30)})
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match="is damaged"):
+            read_tensors(path)
+
+
+def test_missing_tensors_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no"):
+        read_tensors(tmp_path / "none.safetensors")
+
+
+# ---- All or nothing
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+def test_a_failed_writing_leaves_what_was_there(path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    before = path.read_bytes()
+
+    def full(part: Path, *_: object) -> None:
+        if failing == "write_bytes":
+            with part.open("wb") as file:
+                file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, failing, full)
+    with pytest.raises(InputError, match=r"record\.json cannot be written: No space left on device\."):
+        write(path, Inner())
+    with pytest.raises(InputError, match=r"other\.safetensors cannot be written: No space left on device\."):
+        write_tensors(path.with_name("other.safetensors"), {"values": torch.zeros(3)})
+    assert [file.name for file in path.parent.iterdir()] == ["record.json"]
+    assert path.read_bytes() == before
+
+
+def test_an_interrupted_writing_leaves_what_was_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, Inner())
+    assert [file.name for file in path.parent.iterdir()] == ["record.json"]
+    assert read(path, Record) == FULL
+
+
+def test_a_folder_that_cannot_be_is_a_sentence(path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        write(path / "within" / "a.json", Inner())
+
+
+# ---- Provenance
+
+
+def test_provenance_says_what_is_running_here() -> None:
+    here = provenance(device=torch.device("cpu"), seed=7, seconds=1.23456)
+    assert (here.torch, here.seed, here.seconds) == (torch.__version__, 7, 1.23)
+    assert here.device.startswith("cpu ") and here.threads == torch.get_num_threads()
+    assert here.date.endswith("+00:00")
+
+
+def test_provenance_is_a_record(tmp_path: Path) -> None:
+    here = provenance(device=torch.device("cpu"), seed=7, seconds=0.5)
+    write(tmp_path / "here.json", here)
+    assert read(tmp_path / "here.json", Provenance) == here

@@ -1,0 +1,482 @@
+"""The run folder: what it holds belongs together, or the stage refuses; what was interrupted goes on."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from exhume import runs
+from exhume.candidates import Candidates
+from exhume.checkpoint import Checkpoint, load_checkpoint, load_state_dict, save_checkpoint
+from exhume.errors import InputError
+from exhume.matching import match
+from exhume.methods import Reconstruction
+from exhume.networks import Network
+from exhume.problems import Selection, load_problem, locate
+from exhume.progress import Listener, Progress, silent
+from exhume.records import read_tensors, write_tensors
+from exhume.report import draw
+from exhume.runs import (
+    FILES,
+    TrainingRecord,
+    choose_device,
+    load_candidates,
+    load_truth,
+    read_training,
+    reconstruct_run,
+    score_run,
+    train_run,
+)
+from exhume.training import Training
+
+NETWORK = Network(widths=(20,))
+TRAINING = Training(epochs=20, lr=0.1, evaluate_every=2)
+SEARCH = Reconstruction(steps=3, per_class=6)
+STAGES = {
+    "training": {"training.json", "checkpoint.json", "checkpoint.safetensors"},
+    "candidates": {"candidates.json", "candidates.safetensors"},
+    "scores": {"scores.json", "scores.safetensors"},
+    "report": {"report.html"},
+}
+
+
+def train_tiny(
+    folder: Path,
+    training: Training = TRAINING,
+    *,
+    network: Network = NETWORK,
+    name: str = "toy-circle",
+    per_class: int | None = 5,
+    overwrite: bool = False,
+    listener: Listener = silent,
+) -> TrainingRecord:
+    origin = locate(name, Selection(per_class=per_class))
+    return train_run(
+        folder,
+        load_problem(*origin),
+        origin,
+        network,
+        training,
+        device="cpu",
+        overwrite=overwrite,
+        listener=listener,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every stage has run; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train_tiny(folder)
+    reconstruct_run(folder, SEARCH, device="cpu")
+    score_run(folder)
+    draw(folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+# ---- The stages
+
+
+def test_each_stage_writes_its_files_and_no_others(tmp_path: Path) -> None:
+    folder, expected = tmp_path / "a" / "run", set[str]()
+    stages = {
+        "training": lambda: train_tiny(folder),
+        "candidates": lambda: reconstruct_run(folder, SEARCH, device="cpu"),
+        "scores": lambda: score_run(folder),
+        "report": lambda: draw(folder),
+    }
+    assert list(stages) == list(STAGES) == list(FILES)
+    for stage, start in stages.items():
+        start()
+        expected |= STAGES[stage]
+        assert set(contents(folder)) == expected
+
+
+def test_the_records_hold_every_setting(run: Path) -> None:
+    training = read_training(run)
+    assert (training.network, training.training) == (NETWORK, replace(TRAINING, loss="bce"))
+    assert (training.problem.name, training.problem.selection.per_class) == ("toy-circle", 5)
+    assert (training.problem.images, len(training.margins)) == (10, 10)
+    assert [point.epoch for point in training.history] == list(range(0, 21, 2))
+    assert training.provenance.seed == TRAINING.seed
+    _, found = load_candidates(run)
+    assert found.reconstruction.steps == 3
+    open_settings = {name for name, value in vars(found.reconstruction).items() if value is None}
+    assert open_settings <= {"images", "smoothness", "weighted"}  # `reading` states those
+    assert found.checkpoint == load_checkpoint(run).fingerprint
+
+
+def test_the_scores_hold_the_pairs_that_they_count(run: Path) -> None:
+    scores, pairs = json.loads((run / "scores.json").read_text()), read_tensors(run / "scores.safetensors")
+    candidates, _ = load_candidates(run)
+    problem = load_truth(read_training(run))
+    assert torch.equal(pairs["images"], problem.images)
+    assert torch.equal(pairs["candidates"], candidates.images[match(candidates, problem.images).assigned])
+    for image, similarity in zip(scores["per_image"], pairs["similarity"].tolist(), strict=True):
+        assert image["ncc"] == pytest.approx(similarity)
+    assert scores["seconds"]["train"] == read_training(run).provenance.seconds
+
+
+def test_the_attacker_needs_the_checkpoint_alone(run: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("checkpoint.json", "checkpoint.safetensors"):
+        shutil.copy(run / name, bare)
+    reconstruct_run(bare, SEARCH, device="cpu")
+    assert contents(bare)["candidates.safetensors"] == contents(run)["candidates.safetensors"]
+
+
+def test_every_stage_can_be_repeated(run: Path) -> None:
+    before = contents(run)
+    train_tiny(run)
+    assert set(contents(run)) == set(before)  # what was made from the same weights is still true
+    reconstruct_run(run, SEARCH, device="cpu")
+    assert set(contents(run)) == STAGES["training"] | STAGES["candidates"]
+    score_run(run)
+    draw(run)
+    after = contents(run)
+    assert set(after) == set(before)
+    for name in ("checkpoint.json", "checkpoint.safetensors", "candidates.safetensors", "scores.safetensors"):
+        assert after[name] == before[name]
+
+
+# ---- A folder holds one run
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"training": replace(TRAINING, lr=0.2)},
+        {"training": replace(TRAINING, seed=1)},
+        {"training": replace(TRAINING, loss="mse")},
+        {"network": Network(widths=(21,))},
+        {"per_class": 4},
+        {"name": "faces"},
+    ],
+    ids=["lr", "seed", "loss", "network", "images", "problem"],
+)
+def test_another_training_is_refused_unless_it_may_overwrite(run: Path, other: dict[str, Any]) -> None:
+    before = contents(run)
+    with pytest.raises(InputError, match="already holds another training; add --overwrite"):
+        train_tiny(run, **other)
+    assert contents(run) == before
+    train_tiny(run, **other, overwrite=True)
+    assert set(contents(run)) == STAGES["training"]  # what was made from the old weights is gone
+    assert load_checkpoint(run).fingerprint != json.loads(before["checkpoint.json"])["fingerprint"]
+
+
+def test_the_default_loss_and_its_name_are_the_same_training(run: Path) -> None:
+    before = contents(run)["checkpoint.safetensors"]
+    train_tiny(run, replace(TRAINING, loss="bce"))
+    assert contents(run)["checkpoint.safetensors"] == before
+
+
+def test_other_candidates_are_refused_unless_they_may_overwrite(run: Path) -> None:
+    before, other = contents(run), replace(SEARCH, steps=2)
+    with pytest.raises(InputError, match="already holds candidates of other settings"):
+        reconstruct_run(run, other, device="cpu")
+    assert contents(run) == before
+    reconstruct_run(run, other, device="cpu", overwrite=True)
+    assert set(contents(run)) == STAGES["training"] | STAGES["candidates"]
+
+
+def test_a_repeated_training_with_other_weights_removes_what_was_made_from_the_old(run: Path) -> None:
+    edit(run / "candidates.json", checkpoint="0" * 16)  # as if they came from another machine's rounding
+    train_tiny(run)
+    assert set(contents(run)) == STAGES["training"]
+
+
+def test_candidates_of_another_checkpoint_are_not_scored(run: Path, tmp_path: Path) -> None:
+    train_tiny(tmp_path / "other", replace(TRAINING, seed=1))
+    for name in STAGES["training"]:
+        shutil.copy(tmp_path / "other" / name, run)
+    before = contents(run)
+    with pytest.raises(InputError, match="come from another checkpoint"):
+        score_run(run)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("network", [Network(kind="cnn"), Network(channels=(3,))])
+def test_a_network_that_cannot_be_built_leaves_the_folder_alone(run: Path, network: Network) -> None:
+    before = contents(run)
+    with pytest.raises(InputError, match="A cnn needs channels"):
+        train_tiny(run, network=network, overwrite=True)
+    assert contents(run) == before
+    with pytest.raises(InputError, match="A cnn needs channels"):
+        train_tiny(run.with_name("new"), network=network)
+    assert not run.with_name("new").exists()
+
+
+@pytest.mark.parametrize("save_every", [1e9, -1.0], ids=["never saved", "always saved"])
+def test_a_diverged_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: float) -> None:
+    monkeypatch.setattr(runs, "SAVE_EVERY", save_every)
+    with pytest.raises(InputError, match="no longer finite"):
+        train_tiny(tmp_path / "run", replace(TRAINING, loss="mse", lr=1e12))
+    assert contents(tmp_path / "run") == {}
+
+
+def test_a_run_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for stage in (train_tiny, lambda path: reconstruct_run(path, SEARCH), score_run, draw):
+        with pytest.raises(InputError):
+            stage(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# ---- Interruption
+
+
+class Interrupt:
+    """A listener that presses Ctrl-C at an epoch, and remembers the epochs that it heard of."""
+
+    def __init__(self, epoch: int | None) -> None:
+        self.epoch, self.heard = epoch, list[int]()
+
+    def __call__(self, progress: Progress) -> None:
+        self.heard.append(progress.step)
+        if progress.step == self.epoch:
+            raise KeyboardInterrupt
+
+
+def interrupt(folder: Path, epoch: int, training: Training = TRAINING, *, overwrite: bool = False) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(folder, training, overwrite=overwrite, listener=Interrupt(epoch))
+
+
+@pytest.mark.parametrize(
+    "training", [TRAINING, replace(TRAINING, momentum=0.9, batch_size=3, dtype="float64")], ids=["plain", "momentum"]
+)
+def test_an_interrupted_training_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Training
+) -> None:
+    whole = train_tiny(tmp_path / "whole", training)
+    monkeypatch.setattr(runs, "SAVE_EVERY", -1.0)
+    folder = tmp_path / "run"
+    interrupt(folder, 8, training)
+    assert set(contents(folder)) == {"training.json", "training-state.safetensors"}
+    with pytest.raises(InputError, match="was interrupted; `exhume train` with the same words goes on with it"):
+        read_training(folder)
+    with pytest.raises(InputError, match=r"There is no .*checkpoint\.json"):
+        reconstruct_run(folder, SEARCH)
+    second = Interrupt(14)  # once more, later
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(folder, training, listener=second)
+    assert second.heard == [8, 10, 12, 14]  # it did not begin anew
+    record = train_tiny(folder, training)
+    assert set(contents(folder)) == STAGES["training"]
+    assert load_checkpoint(folder).fingerprint == load_checkpoint(tmp_path / "whole").fingerprint
+    assert (record.history, record.margins) == (whole.history, whole.margins)
+
+
+def test_an_interruption_before_anything_was_saved_leaves_nothing(tmp_path: Path) -> None:
+    interrupt(tmp_path / "run", 8)
+    assert contents(tmp_path / "run") == {}
+
+
+def test_an_interrupted_training_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "SAVE_EVERY", -1.0)
+    folder, other = tmp_path / "run", replace(TRAINING, lr=0.2)
+    interrupt(folder, 8)
+    before = contents(folder)
+    with pytest.raises(InputError, match="already holds another training"):
+        train_tiny(folder, other)
+    assert contents(folder) == before
+    listener = Interrupt(None)
+    train_tiny(folder, other, overwrite=True, listener=listener)
+    assert listener.heard[0] == 0
+    assert set(contents(folder)) == STAGES["training"]
+
+
+@pytest.mark.parametrize(("save_every", "left"), [(1e9, set()), (-1.0, set(FILES["training"][:2]))])
+def test_an_interrupted_replacement_leaves_nothing_of_the_old_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, save_every: float, left: set[str]
+) -> None:
+    monkeypatch.setattr(runs, "SAVE_EVERY", save_every)
+    interrupt(run, 8, replace(TRAINING, lr=0.2), overwrite=True)
+    assert set(contents(run)) == left
+
+
+@pytest.mark.parametrize("damage", ["half", "other"])
+def test_a_damaged_state_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    monkeypatch.setattr(runs, "SAVE_EVERY", -1.0)
+    folder = tmp_path / "run"
+    interrupt(folder, 8)
+    state = folder / "training-state.safetensors"
+    if damage == "half":
+        state.write_bytes(state.read_bytes()[:100])
+    else:
+        write_tensors(state, {"images": torch.zeros(3)})
+    with pytest.raises(InputError, match="training-state"):
+        train_tiny(folder)
+    train_tiny(folder, overwrite=True)
+    assert set(contents(folder)) == STAGES["training"]
+
+
+# ---- Damage
+
+
+@pytest.mark.parametrize("name", ["training.json", "candidates.json", "candidates.safetensors", "checkpoint.json"])
+@pytest.mark.parametrize("damage", ["gone", "half"])
+def test_a_lost_or_half_file_is_not_scored(run: Path, name: str, damage: str) -> None:
+    path = run / name
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    before = contents(run)
+    with pytest.raises(InputError, match=name):
+        score_run(run)
+    assert contents(run) == before
+
+
+def test_tensors_that_are_no_candidates_are_refused(run: Path) -> None:
+    write_tensors(run / "candidates.safetensors", {"images": torch.zeros(3, 1, 1, 2)})
+    with pytest.raises(InputError, match="does not hold candidates"):
+        score_run(run)
+
+
+def test_a_damaged_training_is_refused_until_it_is_overwritten(run: Path) -> None:
+    (run / "training.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        train_tiny(run)
+    train_tiny(run, overwrite=True)
+    assert read_training(run).status == "epochs over"
+
+
+PROBLEM = """
+import torch
+from exhume import Network, Problem, Selection
+
+def load(selection: Selection) -> Problem:
+    images = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(SEED))
+    labels = torch.arange(6) % 2
+    return Problem(
+        name="mine", images=images[:6], labels=labels, held_out=images[6:], held_out_labels=labels,
+        task="binary", classes=("even", "odd"), network=Network(widths=(8,)), source="seed SEED",
+    )
+"""
+
+
+def test_a_users_problem_is_found_again_and_a_changed_one_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(PROBLEM.replace("SEED", "1"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    train_tiny(folder, name="mine.py", per_class=None)
+    reconstruct_run(folder, SEARCH)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert score_run(folder).problem == "mine"
+    before = contents(folder)
+    (tmp_path / "mine.py").write_text(PROBLEM.replace("SEED", "200"))
+    with pytest.raises(InputError, match=r"now loads other images \(seed 200\) than it was trained on \(seed 1\)"):
+        score_run(folder)
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(InputError, match="There is no problem file"):
+        score_run(folder)
+    assert contents(folder) == before
+
+
+# ---- Someone else's checkpoint
+
+
+def foreign(tmp_path: Path, seed: int = 0) -> Checkpoint:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 20), torch.nn.ReLU(), torch.nn.Linear(20, 1))
+    generator = torch.Generator().manual_seed(seed)
+    state = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in module.state_dict().items()}
+    torch.save(state, tmp_path / "theirs.pt")
+    return load_state_dict(tmp_path / "theirs.pt", shape=(1, 1, 2), task="binary")
+
+
+def test_a_foreign_checkpoint_is_attacked_and_scored_in_its_own_folder(tmp_path: Path) -> None:
+    folder, checkpoint = tmp_path / "run", foreign(tmp_path)
+    reconstruct_run(folder, SEARCH, foreign=checkpoint, device="cpu")
+    reconstruct_run(folder, SEARCH, foreign=checkpoint, device="cpu")
+    assert load_checkpoint(folder).fingerprint == checkpoint.fingerprint
+    with pytest.raises(InputError, match=r"There is no .*training\.json"):
+        score_run(folder)
+    scores = score_run(folder, load_problem("toy-circle"))
+    assert (scores.images, scores.seconds.train) == (20, None)
+    draw(folder)
+    assert set(contents(folder)) == set().union(*STAGES.values()) - {"training.json"}
+    before = contents(folder)
+    with pytest.raises(InputError, match="already holds a checkpoint that was trained elsewhere"):
+        train_tiny(folder)
+    with pytest.raises(InputError, match="already holds another checkpoint"):
+        reconstruct_run(folder, SEARCH, foreign=foreign(tmp_path, seed=1))
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    "settings", [{"config": Reconstruction(objective="regression")}, {"config": Reconstruction(method="magic")}]
+)
+def test_a_foreign_checkpoint_is_not_adopted_for_settings_that_do_not_fit(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError):
+        reconstruct_run(tmp_path / "run", foreign=foreign(tmp_path), **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_foreign_checkpoint_does_not_replace_a_trained_one(run: Path, tmp_path: Path) -> None:
+    before = contents(run)
+    with pytest.raises(InputError, match="already holds another checkpoint"):
+        reconstruct_run(run, SEARCH, foreign=foreign(tmp_path))
+    assert contents(run) == before
+
+
+def test_images_of_another_shape_are_not_the_truth(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    reconstruct_run(folder, SEARCH, foreign=foreign(tmp_path), device="cpu")
+    before = contents(folder)
+    with pytest.raises(InputError, match="The candidates are 1x1x2"):
+        score_run(folder, load_problem("faces"))
+    assert contents(folder) == before
+
+
+# ---- Devices
+
+
+def test_a_gpu_that_is_not_there_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = contents(run)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="There is no usable GPU here; use --device cpu"):
+        reconstruct_run(run, SEARCH, device="cuda")
+    assert contents(run) == before
+
+
+def test_the_candidates_come_back_as_they_were_found(run: Path) -> None:
+    candidates, record = load_candidates(run)
+    assert isinstance(candidates, Candidates)
+    tensors: dict[str, Tensor] = read_tensors(run / "candidates.safetensors")
+    assert all(torch.equal(getattr(candidates, name), tensor) for name, tensor in tensors.items())
+    assert (candidates.history, candidates.reading) == (record.history, record.reading)
+    assert len(candidates.images) == 12
+
+
+def test_a_saved_checkpoint_is_what_a_run_reads(run: Path, tmp_path: Path) -> None:
+    save_checkpoint(load_checkpoint(run), tmp_path / "copy")
+    reconstruct_run(tmp_path / "copy", SEARCH, device="cpu")
+    expected = contents(run)["candidates.safetensors"]
+    assert contents(tmp_path / "copy")["candidates.safetensors"] == expected

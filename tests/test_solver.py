@@ -1,0 +1,266 @@
+"""The attack: the papers' objective to the last digit, statuses, any module, and quality with controls."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from exhume import Checkpoint, InputError, Network, Problem, Reconstruction, Selection, load_problem, reconstruct, train
+from exhume.candidates import Candidates
+from exhume.matching import match
+from exhume.methods import METHODS, resolve
+from exhume.methods.ground import Target
+from exhume.methods.pixels import ReferenceSearch
+from exhume.networks import Task, build
+from exhume.scores import score
+from exhume.training import Training
+
+TASKS: tuple[Task, ...] = ("binary", "multiclass", "regression")
+SMALL = {"exhume": Reconstruction(steps=60, per_class=5), "reference": Reconstruction(
+    method="reference", steps=60, per_class=5, lr_images=0.05, lr_multipliers=1e-2, sharpness=20.0)}  # fmt: skip
+
+
+def checkpoint(task: Task, network: Network | None = None, seed: int = 0) -> Checkpoint:
+    """A random network: what a search does does not depend on training."""
+    network = network or Network(widths=(20, 10), init_scale=0.3)
+    centre = torch.rand(1, 5, 5, generator=torch.Generator().manual_seed(seed))
+    k = 3 if task == "multiclass" else 1
+    module = build(network, centre, k, torch.Generator().manual_seed(seed))
+    weights = {name: p.detach() for name, p in module.layers.named_parameters()}
+    classes = ("a", "b", "c")[: max(k, 2)]
+    return Checkpoint(network=network, task=task, classes=classes, centre=centre, weights=weights)
+
+
+# ---- The papers' scheme
+
+
+def papers_loss(  # noqa: PLR0917
+    weights: list[Tensor], bias: Tensor, x: Tensor, labels: Tensor, lam: Tensor, task: str, a: float, least: float
+) -> Tensor:
+    """The reference objective, written anew from the papers for a network with one hidden layer and a first bias."""
+    theta = [weights[0], bias, weights[1]]
+
+    def smooth(z: Tensor) -> Tensor:
+        return functional.relu(z).detach() + (s := -functional.logsigmoid(-a * z) / a) - s.detach()
+
+    scores = smooth(x.flatten(1) @ theta[0].T + theta[1]) @ theta[2].T
+    if task == "binary":
+        out = lam * (2 * labels - 1) * scores[:, 0]
+    elif task == "multiclass":
+        own = scores.gather(1, labels[:, None])[:, 0]
+        out = lam * (own - scores.scatter(1, labels[:, None], -math.inf).amax(1))
+    else:
+        out = lam * scores[:, 0]
+    sums = torch.autograd.grad(out.sum() / len(x), theta, create_graph=True)
+    loss = sum((t.detach() - g).pow(2).sum() for t, g in zip(theta, sums, strict=True))
+    loss = loss + (x - 1).relu().pow(2).sum() + (-1 - x).relu().pow(2).sum()
+    assert isinstance(loss, Tensor)
+    return loss if task == "regression" else loss + 5 * (least - lam).relu().pow(2).sum()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_reference_is_the_papers_objective(task: Task) -> None:
+    """Value, gradients and one step of SGD with momentum, in float64."""
+    victim = checkpoint(task, Network(widths=(20,), init_scale=0.3))
+    module = victim.build().double()
+    target = Target(network=module, centre=victim.centre.double(), task=task, outputs=victim.outputs)
+    config = replace(SMALL["reference"], init_scale=0.9, min_multiplier=0.4, dtype="float64")
+    config = resolve(config, task)
+    search = ReferenceSearch(target, config, torch.Generator().manual_seed(0))
+    weights = [p for n, p in module.named_parameters() if n.endswith("weight")]
+    bias = next(p for n, p in module.named_parameters() if n.endswith("bias"))
+    x, lam = search.centred, search.multipliers.values
+    assert (x.detach().abs() > 1).any()  # both penalties are at work
+    assert (lam < 0.4).any()
+
+    residual, penalty = search.objective()
+    oracle = papers_loss(weights, bias, x, search.labels, lam, task, 20.0, 0.4)
+    torch.testing.assert_close(residual + penalty, oracle, rtol=1e-12, atol=0)
+    ours, theirs = (torch.autograd.grad(loss, [x, lam], retain_graph=True) for loss in (residual + penalty, oracle))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+    before = [x.detach().clone(), lam.detach().clone()]
+    velocity = list(theirs)
+    for _ in range(2):  # the second step has momentum
+        search.optimiser.zero_grad()
+        sum(search.objective()).backward()  # type: ignore[union-attr, no-untyped-call]
+        search.optimiser.step()
+        before = [b - rate * v for b, v, rate in zip(before, velocity, (0.05, 1e-2), strict=True)]
+        torch.testing.assert_close([x.detach(), lam.detach()], before, rtol=1e-9, atol=1e-12)
+        slopes = torch.autograd.grad(papers_loss(weights, bias, x, search.labels, lam, task, 20.0, 0.4), [x, lam])
+        velocity = [0.9 * v + s for v, s in zip(velocity, slopes, strict=True)]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_reference_starts_as_the_papers_do(task: Task) -> None:
+    victim = checkpoint(task)
+    target = Target(network=victim.build(), centre=victim.centre, task=task, outputs=victim.outputs)
+    config = resolve(Reconstruction(method="reference", per_class=400, init_scale=1e-2), task)
+    search = ReferenceSearch(target, config, torch.Generator().manual_seed(0))
+    assert search.centred.std().item() == pytest.approx(1e-2, rel=0.05)
+    values = search.multipliers.values.detach()
+    mean, std = (0, 1) if task == "regression" else (0.5, 12**-0.5)
+    assert values.mean().item() == pytest.approx(mean, abs=0.1)
+    assert values.std().item() == pytest.approx(std, rel=0.1)
+    assert search.labels.bincount().tolist() == [400] * target.labels
+
+
+# ---- Any method
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_goes_down_and_says_what_it_found(method: str, task: Task) -> None:
+    found = reconstruct(checkpoint(task), SMALL[method])
+    count = 5 * (3 if task == "multiclass" else 2)
+    assert found.status == "done"
+    assert found.images.shape == (count, 1, 5, 5)
+    assert found.labels.shape == found.multipliers.shape == found.explained.shape == (count,)
+    if task != "regression":
+        assert found.labels.bincount().tolist() == [5] * (count // 5)
+    assert found.history[-1].step == 60
+    total = [point.residual + point.penalty for point in found.history]
+    assert total[-1] < 0.97 * total[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_finds_the_same(method: str) -> None:
+    victim, config = checkpoint("multiclass"), SMALL[method]
+    once, again, other = (reconstruct(victim, replace(config, seed=seed)).images for seed in (0, 0, 1))
+    assert torch.equal(once, again)
+    assert not torch.allclose(once, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_divergence_is_a_status_and_the_last_finite_candidates_remain(method: str) -> None:
+    found = reconstruct(checkpoint("binary"), replace(SMALL[method], lr_images=1e20, steps=200))
+    assert found.status == "diverged"
+    assert "smaller learning rates" in found.message
+    assert found.images.isfinite().all()
+    assert all(math.isfinite(point.residual) for point in found.history)
+
+
+def test_explained_is_the_share_of_the_weights() -> None:
+    """By the definition, one candidate at a time: <theta, lambda_i y_i grad f(x_i)> / m / norm(theta)^2."""
+    victim = checkpoint("binary")
+    found = reconstruct(victim, replace(SMALL["exhume"], dtype="float64"))
+    module = victim.build()
+    parameters = list(module.parameters())
+    norm = sum(p.pow(2).sum() for p in parameters)
+    for i in (0, 7):
+        scores = module(found.images[i : i + 1]).sum()
+        gradients = torch.autograd.grad(scores, parameters)
+        along = sum((p * g).sum() for p, g in zip(parameters, gradients, strict=True))
+        expected = found.multipliers[i] * (2 * found.labels[i] - 1) * along / len(found.images) / norm
+        torch.testing.assert_close(found.explained[i], expected.detach(), rtol=1e-3, atol=1e-7)
+
+
+class Functional(nn.Module):
+    """A user's own network, nothing of ours in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(25, 30), nn.Linear(30, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.second(functional.relu(self.first(images.flatten(1) - 0.5)))
+        return scores
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Functional(),
+        nn.Sequential(nn.Flatten(), nn.Linear(25, 30), nn.ReLU(), nn.Linear(30, 3)),
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_any_module_can_be_attacked_and_is_left_as_it_was(method: str, module: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    found = reconstruct(module.train(), SMALL[method], task="multiclass", centre=torch.full((1, 5, 5), 0.5))
+    assert found.history[-1].residual < found.history[0].residual
+    assert module.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+def test_a_module_needs_task_and_centre() -> None:
+    with pytest.raises(InputError, match="task and the centre"):
+        reconstruct(Functional())
+    with pytest.raises(InputError, match="does not fit the task binary"):
+        reconstruct(Functional(), task="binary", centre=torch.zeros(1, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"images": -1}, "images must be at least 1"),
+        ({"per_class": 0}, "per_class must be at least 1"),
+        ({"lr_images": 0.0}, "lr_images must be positive"),
+        ({"sharpness": math.nan}, "sharpness must be positive"),
+        ({"smoothness": -1.0}, "smoothness must not be negative"),
+        ({"objective": "best"}, "Unknown objective"),
+        ({"dtype": "float16"}, "float32 or float64"),
+        ({"method": "magic"}, "Unknown method"),
+        ({"objective": "multiclass"}, "for the task multiclass, not binary"),
+    ],
+)
+def test_bad_settings_are_refused_in_a_sentence(bad: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        resolve(Reconstruction(**bad), "binary")  # type: ignore[arg-type]
+
+
+# ---- Quality, and the controls
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Problem, Candidates]:
+    problem = load_problem("mnist-digits", Selection(per_class=3))
+    trained = train(problem, Training(epochs=600), network=Network(widths=(400,)))
+    return problem, reconstruct(trained.checkpoint, Reconstruction(steps=600))
+
+
+def test_most_of_thirty_digits_come_out(digits: tuple[Problem, Candidates]) -> None:
+    problem, found = digits
+    assert found.reading.images == 30  # read from the weights
+    scores = score(found, problem.images, problem.labels, problem.held_out)
+    assert scores.recovered["0.9"] >= 18
+    assert scores.null["0.9"] <= 1
+
+
+def test_what_explains_most_comes_out_best(digits: tuple[Problem, Candidates]) -> None:
+    """Without the truth: the upper half by the share of the weights is nearer to training images than the lower."""
+    problem, found = digits
+    best = match(found, problem.images).similarity.amax(0)[found.explained.argsort(descending=True)]
+    assert best[: len(best) // 4].mean() > best[-len(best) // 4 :].mean() + 0.05
+
+
+def test_other_digits_score_at_chance(digits: tuple[Problem, Candidates]) -> None:
+    """The candidates of one training set, scored against another that the network never saw."""
+    problem, found = digits
+    half = len(problem.held_out) // 2
+    scores = score(found, problem.held_out[::2], problem.held_out_labels[::2], problem.held_out[1::2])
+    assert scores.images == half
+    assert scores.recovered["0.9"] <= scores.null["0.9"] + 1
+    assert scores.p_value > 0.05
+
+
+def test_an_untrained_network_gives_nothing_away() -> None:
+    problem = load_problem("mnist-digits", Selection(per_class=3))
+    trained = train(problem, Training(epochs=0), network=Network(widths=(400,)))
+    found = reconstruct(trained.checkpoint, Reconstruction(steps=300, images=30))
+    scores = score(found, problem.images, problem.labels, problem.held_out)
+    assert scores.recovered["0.9"] <= scores.null["0.9"] + 1
+    assert scores.p_value > 0.05
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same_residuals() -> None:
+    victim = checkpoint("multiclass")
+    config = replace(SMALL["exhume"], dtype="float64")
+    here, there = (reconstruct(victim, config, device=device) for device in ("cpu", "cuda"))
+    assert there.history[-1].residual == pytest.approx(here.history[-1].residual, rel=1e-6)

@@ -1,0 +1,380 @@
+"""Training is the gradient descent it says it is: against formulas written out by hand, and by laws."""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from exhume.errors import InputError
+from exhume.networks import Network, Task
+from exhume.problems import Problem
+from exhume.progress import Progress
+from exhume.training import LOSSES, LossRow, Trained, Training, TrainingState, resolve_loss, train
+
+TASKS: tuple[Task, ...] = get_args(Task)
+SMALL = Network(widths=(16,), init_scale=None)
+LINEAR = Network(widths=(), bias="all", init_scale=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks as small as these only wait for further threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_problem(task: Task = "binary", count: int = 12, shape: tuple[int, int, int] = (1, 3, 4)) -> Problem:
+    generator = torch.Generator().manual_seed(5)
+    images, held_out = torch.rand(2, count, *shape, generator=generator)
+    classes = {"binary": 2, "multiclass": 3, "regression": 1}[task]
+    labels = torch.arange(count) % classes
+    if task == "regression":
+        labels = torch.randn(count, generator=generator)
+    return Problem(
+        name="noise",
+        images=images,
+        labels=labels,
+        held_out=held_out,
+        held_out_labels=labels,
+        task=task,
+        classes=tuple("abc"[:classes]),
+        network=SMALL,
+        source="made up",
+    )
+
+
+def flat_weights(trained: Trained) -> Tensor:
+    return torch.cat([weight.flatten() for weight in trained.checkpoint.weights.values()])
+
+
+# ---- Losses
+
+
+def softplus(z: np.ndarray) -> np.ndarray:
+    return np.log1p(np.exp(z))
+
+
+def huber(r: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(r) <= 1, r**2 / 2, np.abs(r) - 0.5)
+
+
+def by_hand(name: str, scores: np.ndarray, labels: np.ndarray) -> float:
+    """The losses as in the papers; class indices 0 and 1 are the targets -1 and 1."""
+    if name == "ce":
+        return float(np.mean(np.log(np.exp(scores).sum(1)) - scores[np.arange(len(labels)), labels]))
+    targets = labels if labels.dtype == np.float64 else 2.0 * labels - 1
+    residual = scores[:, 0] - targets
+    formulas: dict[str, Callable[[], np.ndarray]] = {
+        "bce": lambda: softplus(-targets * scores[:, 0]),
+        "mse": lambda: residual**2,
+        "huber": lambda: huber(residual),
+        "l2.5": lambda: np.abs(residual) ** 2.5,
+    }
+    return float(formulas[name]().mean())
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name, row in LOSSES.items() for task in row.tasks])
+def test_losses_are_their_formulas(name: str, task: Task) -> None:
+    generator = torch.Generator().manual_seed(1)
+    scores = 2 * torch.randn(30, 4 if task == "multiclass" else 1, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4 if task == "multiclass" else 2, (30,), generator=generator)
+    if task == "regression":
+        labels = torch.randn(30, generator=generator, dtype=torch.float64)
+    value = LOSSES[name].loss(scores, labels).item()
+    assert value == pytest.approx(by_hand(name, scores.numpy(), labels.numpy()), rel=1e-12)
+
+
+def test_every_task_has_a_default_loss_that_fits() -> None:
+    assert {task: resolve_loss(task, None) for task in TASKS} == {
+        "binary": "bce",
+        "multiclass": "ce",
+        "regression": "mse",
+    }
+
+
+@pytest.mark.parametrize(("name", "task"), list(product(LOSSES, TASKS)))
+def test_a_loss_trains_the_tasks_it_is_for_and_no_others(name: str, task: Task) -> None:
+    problem, config = make_problem(task), Training(loss=name, lr=0.05, epochs=20)
+    if task in LOSSES[name].tasks:
+        history = train(problem, config).history
+        assert history[-1].loss < history[0].loss
+    else:
+        with pytest.raises(InputError, match=f"The loss {name} does not fit the task {task}; "):
+            train(problem, config)
+
+
+# ---- Gradient descent
+
+
+def linear_gradient(loss: str, design: np.ndarray, theta: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    scores = design @ theta
+    if loss == "mse":
+        return 2 * design.T @ (scores - labels) / len(labels)
+    return design.T @ (1 / (1 + np.exp(-scores)) - labels) / len(labels)
+
+
+@pytest.mark.parametrize(("loss", "task"), [("mse", "regression"), ("bce", "binary")])
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.0, 0.3), (0.9, 0.3)])
+def test_epochs_are_gradient_steps(loss: str, task: Task, momentum: float, weight_decay: float) -> None:
+    problem = make_problem(task)
+    settings = {"loss": loss, "lr": 0.2, "momentum": momentum, "weight_decay": weight_decay, "dtype": "float64"}
+
+    def parameters(epochs: int) -> np.ndarray:
+        return flat_weights(train(problem, Training(epochs=epochs, **settings), network=LINEAR)).numpy()
+
+    centred = problem.images.double() - problem.images.double().mean(0)
+    design = np.concatenate([centred.flatten(1).numpy(), np.ones((len(centred), 1))], 1)
+    theta, velocity = parameters(0), np.zeros(design.shape[1])
+    for epochs in (1, 2, 3):
+        gradient = linear_gradient(loss, design, theta, problem.labels.double().numpy()) + weight_decay * theta
+        velocity = momentum * velocity + gradient
+        theta = theta - 0.2 * velocity
+        np.testing.assert_allclose(parameters(epochs), theta, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_history_states_loss_and_gradient_of_the_network(task: Task) -> None:
+    problem, config = make_problem(task), Training(epochs=7, lr=0.1, weight_decay=0.05, dtype="float64")
+    trained = train(problem, config)
+    module = trained.checkpoint.build()
+    loss = LOSSES[resolve_loss(task, None)].loss(module(problem.images.double()), problem.labels)
+    decay = 0.05 / 2 * sum(parameter.pow(2).sum() for parameter in module.parameters())
+    gradients = torch.autograd.grad(loss + decay, list(module.parameters()))
+    last = trained.history[-1]
+    assert last.epoch == 7
+    assert last.loss == pytest.approx(loss.item(), rel=1e-10)
+    assert last.gradient == pytest.approx(torch.cat([g.flatten() for g in gradients]).norm().item(), rel=1e-10)
+
+
+@pytest.fixture
+def seen_batches(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """A loss row, "seen", that is the squared error and writes down the targets of every batch."""
+    batches: list[list[float]] = []
+
+    def loss(scores: Tensor, labels: Tensor) -> Tensor:
+        batches.append(labels.tolist())
+        return (scores[:, 0] - labels).pow(2).mean()
+
+    monkeypatch.setitem(LOSSES, "seen", LossRow(loss, ("regression",)))
+    return batches
+
+
+def test_batches_cover_every_image_once_an_epoch(seen_batches: list[list[float]]) -> None:
+    problem = make_problem("regression", count=10)
+    train(problem, Training(loss="seen", batch_size=4, epochs=6, lr=1e-3, evaluate_every=100))
+    batches = [batch for batch in seen_batches if len(batch) < 10]  # the others are evaluations
+    assert [len(batch) for batch in batches] == [4, 4, 2] * 6
+    epochs = [(*batches[i], *batches[i + 1], *batches[i + 2]) for i in range(0, 18, 3)]
+    assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple(sorted(problem.labels.tolist()))}
+    assert len(set(epochs)) == 6  # shuffled anew each time
+
+
+@pytest.mark.parametrize("batch_size", [None, 12, 100])
+def test_a_batch_of_all_images_is_gradient_descent(batch_size: int | None) -> None:
+    config = Training(epochs=5, batch_size=batch_size)
+    expected = flat_weights(train(make_problem(), Training(epochs=5)))
+    assert torch.equal(flat_weights(train(make_problem(), config)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_precision_is_the_one_asked_for(dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    checkpoint = train(make_problem(), Training(epochs=2, dtype=name)).checkpoint
+    assert {weight.dtype for weight in checkpoint.weights.values()} == {checkpoint.centre.dtype} == {dtype}
+
+
+# ---- When it ends
+
+
+def test_stops_when_the_loss_is_small_enough() -> None:
+    config = Training(epochs=2000, lr=0.3, stop_loss=0.1, evaluate_every=1)
+    trained = train(make_problem(), config)
+    assert trained.status == "fitted"
+    assert str(trained.history[-1].epoch) in trained.message
+    assert trained.history[-1].loss < 0.1 <= min(point.loss for point in trained.history[:-1])
+
+
+def test_stops_when_the_gradient_vanishes() -> None:
+    config = Training(loss="mse", epochs=5000, lr=0.3, weight_decay=0.1, stop_gradient=1e-8, dtype="float64")
+    trained = train(make_problem(), config, network=LINEAR)
+    assert trained.status == "stationary"
+    assert trained.history[-1].gradient < 1e-8 <= trained.history[-2].gradient
+    # ridge regression in closed form: (2/n) X^T (X theta - y) + decay theta = 0
+    problem = make_problem()
+    centred = (problem.images.double() - problem.images.double().mean(0)).flatten(1)
+    design = torch.cat([centred, torch.ones(len(centred), 1, dtype=torch.float64)], 1)
+    matrix = 2 / len(design) * design.T @ design + 0.1 * torch.eye(design.shape[1], dtype=torch.float64)
+    solution = torch.linalg.solve(matrix, 2 / len(design) * design.T @ (2.0 * problem.labels.double() - 1))
+    torch.testing.assert_close(flat_weights(trained), solution, rtol=0, atol=1e-6)
+
+
+def test_ends_with_the_epochs_otherwise() -> None:
+    trained = train(make_problem(), Training(epochs=10))
+    assert (trained.status, trained.message) == ("epochs over", "All 10 epochs are over.")
+
+
+def test_no_epochs_leave_the_initial_network() -> None:
+    initial, further = (train(make_problem(), Training(epochs=epochs)) for epochs in (0, 1))
+    assert [point.epoch for point in initial.history] == [0]
+    assert initial.history[0] == further.history[0]
+    assert not torch.equal(flat_weights(initial), flat_weights(further))
+
+
+@pytest.mark.parametrize("loss", ["mse", "l2.5"])
+def test_divergence_is_a_status(loss: str) -> None:
+    trained = train(make_problem("regression"), Training(loss=loss, lr=1e9, epochs=50, evaluate_every=1))
+    assert trained.status == "diverged"
+    assert "a smaller lr may help" in trained.message
+    last = trained.history[-1]
+    assert last.epoch < 50
+    assert not (math.isfinite(last.loss) and math.isfinite(last.gradient))
+    assert all(math.isfinite(point.loss) for point in trained.history[:-1])
+
+
+# ---- Interruption
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"momentum": 0.9}, {"batch_size": 5}, {"momentum": 0.9, "batch_size": 5, "dtype": "float64"}],
+    ids=["full batch", "momentum", "batches", "all"],
+)
+def test_a_resumed_training_ends_with_the_very_same_numbers(settings: dict[str, object]) -> None:
+    problem, config = make_problem(), Training(epochs=30, lr=0.1, evaluate_every=4, **settings)
+    states: list[TrainingState] = []
+    whole = train(problem, config, keep=states.append)
+    assert [state.epoch for state in states] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
+    for state in (states[0], states[3], states[-1]):
+        resumed = train(problem, config, resume=state)
+        assert torch.equal(flat_weights(resumed), flat_weights(whole))
+        assert resumed.history == whole.history
+        assert resumed.margins == whole.margins
+        assert resumed.seconds > state.seconds
+
+
+def test_a_kept_state_is_not_changed_by_going_on() -> None:
+    copies: list[tuple[TrainingState, dict[str, Tensor], dict[str, Tensor]]] = []
+
+    def keep(state: TrainingState) -> None:
+        momenta = {name: momentum.clone() for name, momentum in state.momenta.items()}
+        copies.append((state, {name: weight.clone() for name, weight in state.weights.items()}, momenta))
+
+    problem, config = make_problem(), Training(epochs=8, momentum=0.5, evaluate_every=2)
+    train(problem, config, keep=keep)
+    train(problem, config, resume=copies[1][0])
+    for state, weights, momenta in copies:
+        assert all(torch.equal(state.weights[name], weights[name]) for name in weights)
+        assert all(torch.equal(state.momenta[name], momenta[name]) for name in momenta)
+
+
+# ---- What comes out
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_a_margin_is_positive_exactly_where_the_network_is_right(task: Task) -> None:
+    problem = make_problem(task, count=24)
+    trained = train(problem, Training(epochs=40, lr=0.3))
+    scores = trained.checkpoint.build()(problem.images).detach()
+    predicted = scores.argmax(1) if task == "multiclass" else (scores[:, 0] > 0).long()
+    right = predicted == problem.labels
+    assert 0 < right.sum() < 24  # both kinds are there to be told apart
+    assert [margin > 0 for margin in trained.margins] == right.tolist()
+    assert trained.history[-1].accuracy == pytest.approx(right.double().mean().item())
+
+
+def test_a_margin_is_the_score_towards_the_right_side() -> None:
+    problem = make_problem("multiclass")
+    trained = train(problem, Training(epochs=5))
+    scores = trained.checkpoint.build()(problem.images)
+    for row, label, margin in zip(scores.tolist(), problem.labels.tolist(), trained.margins, strict=True):
+        assert margin == pytest.approx(row[label] - max(row[:label] + row[label + 1 :]), abs=1e-6)
+
+
+def test_the_margin_of_a_regression_is_minus_the_error() -> None:
+    problem = make_problem("regression")
+    trained = train(problem, Training(epochs=5, lr=0.1))
+    errors = (trained.checkpoint.build()(problem.images)[:, 0] - problem.labels).abs()
+    torch.testing.assert_close(torch.tensor(trained.margins), -errors.detach())
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass"])
+def test_the_held_out_accuracy_is_of_the_held_out_images(task: Task) -> None:
+    problem = make_problem(task, count=18)
+    trained = train(problem, Training(epochs=300, lr=0.5, stop_loss=0.05))
+    scores = trained.checkpoint.build()(problem.held_out)
+    predicted = scores.argmax(1) if task == "multiclass" else (scores[:, 0] > 0).long()
+    expected = (predicted == problem.held_out_labels).double().mean().item()
+    last = trained.history[-1]
+    assert last.accuracy == 1.0
+    assert last.held_out_accuracy == pytest.approx(expected) != 1.0
+
+
+def test_the_checkpoint_holds_mean_and_weights_alone() -> None:
+    problem = make_problem("multiclass")
+    checkpoint = train(problem, Training(epochs=2)).checkpoint
+    torch.testing.assert_close(checkpoint.centre, problem.images.mean(0))
+    assert (checkpoint.task, checkpoint.classes, checkpoint.network) == ("multiclass", ("a", "b", "c"), SMALL)
+    assert set(checkpoint.weights) == {"1.weight", "1.bias", "3.weight"}
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_the_same_seed_gives_the_same_weights(batch_size: int | None) -> None:
+    def weights(seed: int) -> Tensor:
+        return flat_weights(train(make_problem(), Training(epochs=9, batch_size=batch_size, seed=seed)))
+
+    torch.manual_seed(1)
+    first, state = weights(3), torch.get_rng_state()
+    torch.rand(5)
+    assert torch.equal(weights(3), first)
+    assert not torch.equal(weights(4), first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)  # training draws nothing from the global generator
+
+
+def test_the_images_are_left_as_they_are() -> None:
+    problem = make_problem()
+    before = problem.fingerprint
+    train(problem, Training(epochs=3, dtype="float64"))
+    assert problem.fingerprint == before
+
+
+def test_the_listener_hears_of_every_evaluation() -> None:
+    events: list[Progress] = []
+    trained = train(make_problem(), Training(epochs=10, evaluate_every=3), listener=events.append)
+    assert [event.step for event in events] == [0, 3, 6, 9, 10] == [point.epoch for point in trained.history]
+    assert {(event.stage, event.total) for event in events} == {("train", 10)}
+    assert [event.values["loss"] for event in events] == [point.loss for point in trained.history]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"loss": "bse"}, "Unknown loss 'bse'; there are bce, ce, mse, huber, l2.5."),
+        ({"epochs": -1}, "epochs must not be negative"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": float("nan")}, "lr must be positive"),
+        ({"lr": float("inf")}, "lr must be positive"),
+        ({"momentum": 1.0}, "momentum must be in"),
+        ({"momentum": -0.1}, "momentum must be in"),
+        ({"momentum": float("nan")}, "momentum must be in"),
+        ({"weight_decay": -1e-3}, "weight_decay must not be negative"),
+        ({"weight_decay": float("inf")}, "weight_decay must not be negative"),
+        ({"stop_loss": float("nan")}, "must be finite"),
+        ({"stop_gradient": float("inf")}, "must be finite"),
+        ({"batch_size": 0}, "must be at least 1"),
+        ({"evaluate_every": 0}, "must be at least 1"),
+        ({"dtype": "float16"}, "dtype must be float32 or float64"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 2**63}, "seed must be"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        Training(**wrong)
