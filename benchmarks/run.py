@@ -18,9 +18,9 @@ from exhume.errors import InputError
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.presets import TRAININGS
-from exhume.problems import Selection, load_problem, locate
+from exhume.problems import Problem, Selection, load_problem, locate
 from exhume.runs import read_training, reconstruct_run, score_run, train_run
-from exhume.training import Training
+from exhume.training import Training, resolve_loss
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def main(targets: Positional[tuple[str, ...]], /, seeds: tuple[int, ...] = (0,),
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
     for name in targets:
+        if name not in TARGETS:
+            raise SystemExit(f"There is no target {name}; there are {', '.join(TARGETS)}.")
         for seed in seeds:
             print(row(name, TARGETS[name], seed, device), flush=True)
 
@@ -74,7 +76,7 @@ def row(name: str, target: Target, seed: int, device: str) -> str:
     problem, training = load_problem(*origin), replace(target.training, seed=seed)
     network = target.network or problem.network
     with bars() as listener:
-        if not _trained(folder, network, training):
+        if not _trained(folder, problem, network, training):
             train_run(folder, problem, origin, network, training, device=device, overwrite=True, listener=listener)
         found = reconstruct_run(folder, Reconstruction(seed=seed), device=device, overwrite=True, listener=listener)
     scores = score_run(folder)
@@ -94,14 +96,16 @@ def row(name: str, target: Target, seed: int, device: str) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _trained(folder: Path, network: Network, training: Training) -> bool:
-    """Whether the folder holds exactly this training, finished."""
+def _trained(folder: Path, problem: Problem, network: Network, training: Training) -> bool:
+    """Whether the folder holds exactly this training of this problem, finished."""
     try:
         record = read_training(folder)
         load_checkpoint(folder)
     except InputError:
         return False
-    return record.network == network and replace(record.training, loss=training.loss) == training
+    resolved = replace(training, loss=resolve_loss(problem.task, training.loss))
+    same_data = record.problem.fingerprint == problem.fingerprint
+    return same_data and (record.network, record.training) == (network, resolved)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ OF_USERS = ("Network", "Problem", "Reconstruction", "Selection", "Training")
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     if function.__qualname__ in [f"{name}.__init__" for name in OF_USERS]:
         return function
-    return beartype(function, conf=BeartypeConf(is_pep484_tower=True))
+    decorated: Callable[..., Any] = beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
+    return decorated
 
 
 install_import_hook("exhume", "conftest.checked")

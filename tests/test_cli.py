@@ -167,8 +167,8 @@ def test_a_gpu_that_is_not_there_is_refused(
         (("reconstruct", "run", "--method", "magic"), "Unknown method 'magic'; there are exhume, reference."),
         (("reconstruct", "run", "--objective", "regression"), "The objective regression is for the task regression"),
         (("score", "run", "--per-class", "3"), "--problem"),
-        (("score", "run", "--problem", "faces"), "The candidates are 1x1x2"),
-        (("score", "run", "--problem", "toy-cirle"), "Did you mean toy-circle?"),
+        (("score", "run", "--problem", "faces"), "was trained on a problem of its own"),
+        (("train", "toy-cirle", "run2", *TINY), "Did you mean toy-circle?"),
     ],
 )
 def test_what_does_not_fit_the_run_is_refused(
@@ -432,7 +432,7 @@ def test_the_pipeline_gives_the_same_numbers_in_another_process(here: Path, fini
     for name, key in (("training.json", "history"), ("training.json", "margins"), ("candidates.json", "history")):
         assert record(here / "run", name)[key] == record(finished, name)[key]
     scores, again = record(here / "run", "scores.json"), record(finished, "scores.json")
-    assert {**scores, "seconds": None} == {**again, "seconds": None}
+    assert {**scores, "seconds": None, "provenance": None} == {**again, "seconds": None, "provenance": None}
 
 
 def test_bad_input_ends_the_process_with_2(here: Path) -> None:

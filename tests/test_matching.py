@@ -29,7 +29,7 @@ def found(images: Tensor) -> Candidates:
         multipliers=torch.ones(m),
         explained=torch.full((m,), 1 / m),
         history=[],
-        reading=Reading(images=m, rank=0, layers=[], weighted=False, smoothness=0.0),
+        reading=Reading(images=m, images_from="weights", rank=0, layers=[], weighted=False, smoothness=0.0),
         status="done",
         message="",
     )

@@ -1,9 +1,10 @@
 """The page: what it shows is what the files say, and it needs nothing from elsewhere."""
 
 import io
+import json
 import re
 from base64 import b64decode
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from exhume.networks import Network, Shape, Task, build
 from exhume.problems import Selection
 from exhume.records import Provenance, read, write, write_tensors
 from exhume.report import draw
-from exhume.runs import CandidatesRecord, ProblemRecord, TrainingRecord
-from exhume.scores import Scores, Seconds, score, sentence
+from exhume.runs import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord
+from exhume.scores import Seconds, score, sentence
 from exhume.training import Training, TrainingPoint
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -78,14 +79,28 @@ def make_run(
     candidates = _candidates(found)
     _write_candidates(folder, candidates)
     scores = score(candidates, images, labels, held_out, problem=name, seconds=Seconds(train=1.5, reconstruct=2.5))
-    write(folder / "scores.json", scores)
+    record = ScoresRecord(
+        **{item.name: getattr(scores, item.name) for item in fields(scores)},
+        truth=_truth(name),
+        checkpoint=_fingerprint(folder),
+        provenance=RAN,
+    )
+    write(folder / "scores.json", record)
     write_tensors(folder / "scores.safetensors", _pictures(candidates, images, held_out))
     return Made(folder=folder, images=images, found=found)
 
 
+def _truth(name: str) -> ProblemRecord:
+    return ProblemRecord(name=name, selection=Selection(), source="made up", images=12, fingerprint="f")
+
+
+def _fingerprint(folder: Path) -> str:
+    return str(json.loads((folder / "checkpoint.json").read_text())["fingerprint"])
+
+
 def _training_record(network: Network, name: str) -> TrainingRecord:
     return TrainingRecord(
-        problem=ProblemRecord(name=name, selection=Selection(), source="made up", images=12, fingerprint="f"),
+        problem=_truth(name),
         network=network,
         training=Training(weight_decay=0.015625),
         history=[
@@ -106,7 +121,7 @@ def _candidates(found: Tensor) -> Candidates:
         multipliers=torch.ones(count),
         explained=torch.arange(count) / 1000,
         history=[HistoryPoint(step=s, residual=1 / (1 + s), penalty=0.0) for s in range(5)],
-        reading=Reading(images=12, rank=11, layers=["1.weight"], weighted=True, smoothness=3e-5),
+        reading=Reading(images=12, images_from="weights", rank=11, layers=["1.weight"], weighted=True, smoothness=3e-5),
         status="done",
         message="All 1000 steps are over.",
     )
@@ -114,7 +129,7 @@ def _candidates(found: Tensor) -> Candidates:
 
 def _write_candidates(folder: Path, candidates: Candidates) -> None:
     record = CandidatesRecord(
-        checkpoint="f",
+        checkpoint=_fingerprint(folder),
         reconstruction=Reconstruction(),
         reading=candidates.reading,
         history=candidates.history,
@@ -225,7 +240,7 @@ def test_the_page_asks_no_other_host_for_anything(made: Made) -> None:
 
 
 def test_the_numbers_are_those_of_the_scores(made: Made) -> None:
-    page, scores = page_of(made.folder), read(made.folder / "scores.json", Scores)
+    page, scores = page_of(made.folder), read(made.folder / "scores.json", ScoresRecord)
     assert 0 < scores.recovered["0.9"] < 12
     assert sentence(scores).replace(">=", "≥") in page.text
     for threshold, count in scores.recovered.items():
@@ -261,7 +276,7 @@ def test_the_page_says_what_was_attacked_and_how(made: Made) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_originals_are_shown_as_they_are_and_candidates_stretched(tmp_path: Path, channels: int) -> None:
     made = make_run(tmp_path, shape=(channels, 8, 8))
-    scores = read(made.folder / "scores.json", Scores)
+    scores = read(made.folder / "scores.json", ScoresRecord)
     best = max(scores.per_image, key=lambda image: image.ncc)
     original, found = (picture["src"] for picture in page_of(made.folder).pictures()[1:3])
     stretched = min_max(made.found[best.candidate][None])[0]
@@ -341,7 +356,7 @@ def test_files_that_do_not_fit_are_refused(made: Made) -> None:
     write_tensors(made.folder / "scores.safetensors", {"images": made.images})
     with pytest.raises(InputError, match="holds no candidates"):
         draw(made.folder)
-    scores = read(made.folder / "scores.json", Scores)
+    scores = read(made.folder / "scores.json", ScoresRecord)
     write(made.folder / "scores.json", replace(scores, per_image=scores.per_image[:3]))
     write_tensors(
         made.folder / "scores.safetensors", _pictures(_candidates(made.found), made.images, made.images.clone())

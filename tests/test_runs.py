@@ -415,12 +415,12 @@ def test_a_foreign_checkpoint_is_attacked_and_scored_in_its_own_folder(tmp_path:
     assert load_checkpoint(folder).fingerprint == checkpoint.fingerprint
     with pytest.raises(InputError, match=r"There is no .*training\.json"):
         score_run(folder)
-    scores = score_run(folder, load_problem("toy-circle"))
+    scores = score_run(folder, ("toy-circle", Selection()))
     assert (scores.images, scores.seconds.train) == (20, None)
     draw(folder)
     assert set(contents(folder)) == set().union(*STAGES.values()) - {"training.json"}
     before = contents(folder)
-    with pytest.raises(InputError, match="already holds a checkpoint that was trained elsewhere"):
+    with pytest.raises(InputError, match=r"already holds checkpoint\.json, which no training here has made"):
         train_tiny(folder)
     with pytest.raises(InputError, match="already holds another checkpoint"):
         reconstruct_run(folder, SEARCH, foreign=foreign(tmp_path, seed=1))
@@ -450,7 +450,7 @@ def test_images_of_another_shape_are_not_the_truth(tmp_path: Path) -> None:
     reconstruct_run(folder, SEARCH, foreign=foreign(tmp_path), device="cpu")
     before = contents(folder)
     with pytest.raises(InputError, match="The candidates are 1x1x2"):
-        score_run(folder, load_problem("faces"))
+        score_run(folder, ("faces", Selection()))
     assert contents(folder) == before
 
 
@@ -480,3 +480,18 @@ def test_a_saved_checkpoint_is_what_a_run_reads(run: Path, tmp_path: Path) -> No
     reconstruct_run(tmp_path / "copy", SEARCH, device="cpu")
     expected = contents(run)["candidates.safetensors"]
     assert contents(tmp_path / "copy")["candidates.safetensors"] == expected
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(InputError, match=r"already holds report.html, which no training here has made"):
+        train_tiny(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+def test_a_trained_run_is_not_scored_against_another_truth(tmp_path: Path) -> None:
+    train_tiny(tmp_path)
+    reconstruct_run(tmp_path, SEARCH)
+    with pytest.raises(InputError, match="was trained on a problem of its own"):
+        score_run(tmp_path, ("faces", Selection()))
+    assert score_run(tmp_path).truth.name == "toy-circle"

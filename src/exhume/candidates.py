@@ -1,6 +1,7 @@
 """What the attacker found: the only thing that passes from the attacker to the auditor."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,12 +22,15 @@ class HistoryPoint:
 class Reading:
     """What the attacker took for granted or read from the weights before searching.
 
-    images: number of training images assumed; rank: dimension of the data's subspace in the first layer (0: not used);
+    images: number of training images assumed; images_from: "weights" (read from the spectrum), "settings" (given) or
+    "nothing" (a guess, where the first layer tells nothing); rank: dimension of the data's subspace in the first layer
+    (0: not used);
     layers: parameters whose stationarity was asked for; weighted: residual weighted by the inverse singular values;
     smoothness: weight of the smoothness prior.
     """
 
     images: int
+    images_from: Literal["weights", "settings", "nothing"]
     rank: int
     layers: list[str]
     weighted: bool

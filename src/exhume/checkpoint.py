@@ -142,6 +142,7 @@ def load_state_dict(
     network = Network(
         widths=tuple(sizes[1:-1]),
         activation=activation,
+        init_scale=None,
         bias="all" if first and all(rest) else "first" if first else "none",
     )
     numbered = {f"{1 + 2 * i}.weight": weight for i, weight in enumerate(weights.values())}

@@ -131,6 +131,8 @@ class Reconstruct:
     """With --checkpoint: channels, height and width of its images."""
     task: Task | None = None
     """With --checkpoint: what its outputs mean."""
+    activation: str = "relu"
+    """With --checkpoint: its activation, a row of ACTIVATIONS."""
     centre: Path | None = None
     """With --checkpoint: the mean image its training subtracted, an .npy file; without: none was."""
     device: Device = "auto"
@@ -159,7 +161,9 @@ class Reconstruct:
         if self.checkpoint is None or self.shape is None or self.task is None:
             raise InputError("--checkpoint, --shape (channels height width) and --task are needed together.")
         centre = None if self.centre is None else load_centre(self.centre, self.shape)
-        return load_state_dict(self.checkpoint, shape=self.shape, task=self.task, centre=centre)
+        return load_state_dict(
+            self.checkpoint, shape=self.shape, task=self.task, activation=self.activation, centre=centre
+        )
 
     def defaults(self) -> "Reconstruct":
         """What the flags override: the preset's settings."""
@@ -183,8 +187,7 @@ class Score:
         load_candidates(self.run)
         if self.problem is None and self.selection != Selection():
             raise InputError("--per-class and --data-dir say how to load what --problem names, and it is missing.")
-        truth = load_problem(self.problem, self.selection) if self.problem is not None else None
-        print_scores(score_run(self.run, truth))
+        print_scores(score_run(self.run, None if self.problem is None else (self.problem, self.selection)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,3 +6,9 @@ class InputError(ValueError):
 
     The command line prints the sentence and exits with code 2. Numerical failure is never this: it is a `status`.
     """
+
+
+def check_seed(seed: int) -> None:
+    """Raises `InputError` for a seed that PyTorch cannot take."""
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must be at least 0 and below 2^63, not {seed}.")

@@ -123,7 +123,7 @@ def build(network: Network, centre: Float[Tensor, "c h w"], outputs: int, genera
     check(network)
     channels, height, width = centre.shape
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         layers = NETWORKS[network.kind](network, (channels, height, width), outputs)
         weighted = [layer for layer in layers if isinstance(layer, nn.Linear | nn.Conv2d)]
         if network.init_scale is not None:

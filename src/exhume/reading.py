@@ -1,7 +1,6 @@
 """What the weights give away before any search: the data's subspace, how many images, which layers to trust."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -36,6 +35,15 @@ class Subspace:
     first: Float[Tensor, "width r"]
     singular: Float[Tensor, " r"]
     biased: bool
+
+    def leading(self, rank: int) -> "Subspace":
+        """The `rank` strongest directions."""
+        return Subspace(
+            basis=self.basis[:, :rank].contiguous(),
+            first=self.first[:, :rank].contiguous(),
+            singular=self.singular[:rank],
+            biased=self.biased,
+        )
 
 
 def first_layer(dense: Dense) -> Tensor:
@@ -85,15 +93,17 @@ def _median_singular(rows: int, columns: int) -> float:
     return float((median * max(rows, columns)) ** 0.5)
 
 
-def subspace(dense: Dense, rank: int) -> Subspace:
-    """The first layer in its own `rank` leading directions."""
-    left, singular, right = torch.linalg.svd(first_layer(dense), full_matrices=False)
-    return Subspace(
-        basis=right[:rank].T.contiguous(),
-        first=left[:, :rank] * singular[:rank],
-        singular=singular[:rank],
+def spectrum_of(dense: Dense) -> tuple[int, Subspace]:
+    """The rank above the bulk, and all directions of the first layer, strongest first; computed in float64."""
+    first = first_layer(dense)
+    left, singular, right = torch.linalg.svd(first.double(), full_matrices=False)
+    whole = Subspace(
+        basis=right.T.to(first.dtype),
+        first=(left * singular).to(first.dtype),
+        singular=singular.to(first.dtype),
         biased=dense.biases[0] is not None,
     )
+    return bulk_rank(singular, (first.shape[0], first.shape[1])), whole
 
 
 def is_stationary(dense: Dense, images: int) -> bool:
@@ -103,11 +113,14 @@ def is_stationary(dense: Dense, images: int) -> bool:
     directions; an initialisation spreads it over all of them. And gradient flow on layers with hinges keeps the
     difference of consecutive layers' squared norms (Du et al. 2018), which weight decay alone brings to 0.
     """
-    norms = [first_layer(dense).pow(2).sum(), *(weight.pow(2).sum() for weight in dense.weights[1:])]
     if dense.activation in HOMOGENEOUS:
-        for before, after in pairwise(norms):
-            if (after - before).abs() > UNBALANCED * (after + before):
+        for layer, after in enumerate(dense.weights[1:]):
+            bias = dense.biases[layer]
+            before = dense.weights[layer].pow(2).sum() + (0 if bias is None else bias.pow(2).sum())
+            if (after.pow(2).sum() - before).abs() > UNBALANCED * (after.pow(2).sum() + before):
                 return False
+    elif len(dense.weights) < 3:
+        return False  # nothing tells
     for weight in dense.weights[1:-1]:
         energy = torch.linalg.svdvals(weight).pow(2)
         if energy[:images].sum() < STATIONARY_ENERGY * energy.sum():

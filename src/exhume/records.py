@@ -57,7 +57,7 @@ def provenance(*, device: torch.device, seed: int, seconds: float) -> Provenance
 def write(path: Path, record: Any) -> None:
     """Writes the dataclass `record` as strict JSON with the format number; numbers that are not finite are refused."""
     content = {"format": FORMAT, **_converter.unstructure(record)}
-    _replace(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    replace_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read(path: Path, kind: type[T]) -> T:
@@ -106,7 +106,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes named tensors as safetensors."""
     # safetensors refuses tensors that share their memory
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    _replace(path, safetensors.torch.save(own))
+    replace_file(path, safetensors.torch.save(own))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def _bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """All or nothing: a reader never meets half a file, also after a crash."""
     part = path.with_name(path.name + ".part")
     try:

@@ -9,7 +9,7 @@ report.html                          the page
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from exhume.errors import InputError
 from exhume.matching import match
 from exhume.methods import Reconstruction, resolve
 from exhume.networks import Network, Shape, check
-from exhume.problems import Problem, Selection, load_problem
+from exhume.problems import Problem, Selection, load_problem, locate
 from exhume.progress import Listener, silent
 from exhume.records import Provenance, provenance, read, read_tensors, write, write_tensors
 from exhume.scores import Scores, Seconds, never_seen, score
@@ -78,6 +78,15 @@ class CandidatesRecord:
     provenance: Provenance
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoresRecord(Scores):
+    """scores.json: the scores, against which images (`truth`), and of which checkpoint."""
+
+    truth: ProblemRecord
+    checkpoint: str
+    provenance: Provenance
+
+
 # ---- The stages
 
 
@@ -102,13 +111,7 @@ def train_run(
     """
     place = choose_device(device)
     record = TrainingRecord(
-        problem=ProblemRecord(
-            name=origin[0],
-            selection=origin[1],
-            source=problem.source,
-            images=len(problem.images),
-            fingerprint=problem.fingerprint,
-        ),
+        problem=_problem_record(problem, origin),
         network=network,
         training=replace(training, loss=resolve_loss(problem.task, training.loss)),
         history=[],
@@ -140,8 +143,8 @@ def train_run(
         message=trained.message,
         provenance=provenance(device=place, seed=training.seed, seconds=trained.seconds),
     )
-    write(folder / "training.json", record)
     save_checkpoint(trained.checkpoint, folder)
+    write(folder / "training.json", record)
     (folder / "training-state.safetensors").unlink(missing_ok=True)
     candidates = folder / "candidates.json"
     if candidates.exists() and read(candidates, CandidatesRecord).checkpoint != trained.checkpoint.fingerprint:
@@ -207,32 +210,47 @@ def reconstruct_run(
     return record
 
 
-def score_run(folder: Path, problem: Problem | None = None) -> Scores:
+def score_run(folder: Path, origin: tuple[str, Selection] | None = None) -> ScoresRecord:
     """Scores the folder's candidates against the truth and against never-seen images, and writes the counts and pairs.
 
     Args:
-        problem: the truth for a checkpoint that was trained elsewhere; None: what training.json names.
+        origin: name and selection of the truth for a checkpoint that was trained elsewhere; None: what training.json
+            names.
 
     Raises:
-        InputError: something is missing, or the candidates belong to another checkpoint.
+        InputError: something is missing, the candidates belong to another checkpoint, or a truth is given to a run that
+            has its own.
     """
-    candidates, record = load_candidates(folder)
+    start = time.perf_counter()
+    candidates, found = load_candidates(folder)
     train_seconds = None
-    if problem is None:
+    if origin is None:
         training = read_training(folder)
-        problem, train_seconds = load_truth(training), training.provenance.seconds
+        problem, truth, train_seconds = load_truth(training), training.problem, training.provenance.seconds
+    elif (folder / "training.json").exists():
+        raise InputError(f"{folder} was trained on a problem of its own; it is scored without --problem.")
+    else:
+        problem = load_problem(*origin)
+        truth = _problem_record(problem, locate(*origin))
     scores = score(
         candidates,
         problem.images,
         problem.labels,
         problem.held_out,
         problem=problem.name,
-        seconds=Seconds(train=train_seconds, reconstruct=record.provenance.seconds),
+        seconds=Seconds(train=train_seconds, reconstruct=found.provenance.seconds),
     )
     remove_stage(folder, "scores")
     write_tensors(folder / "scores.safetensors", _pairs(candidates, problem))
-    write(folder / "scores.json", scores)
-    return scores
+    seconds, seed = time.perf_counter() - start, found.provenance.seed
+    record = ScoresRecord(
+        **{item.name: getattr(scores, item.name) for item in fields(scores)},
+        truth=truth,
+        checkpoint=found.checkpoint,
+        provenance=provenance(device=torch.device("cpu"), seed=seed, seconds=seconds),
+    )
+    write(folder / "scores.json", record)
+    return record
 
 
 # ---- Reading back
@@ -306,21 +324,33 @@ def remove_stage(folder: Path, stage: str) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+def _problem_record(problem: Problem, origin: tuple[str, Selection]) -> ProblemRecord:
+    return ProblemRecord(
+        name=origin[0],
+        selection=origin[1],
+        source=problem.source,
+        images=len(problem.images),
+        fingerprint=problem.fingerprint,
+    )
+
+
 def _claim_training(folder: Path, record: TrainingRecord, overwrite: bool) -> TrainingState | None:
     """Makes sure that the folder is free for this training; returns where it was interrupted, if it was."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, but a run is a folder.")
     path = folder / "training.json"
     if overwrite or not path.exists():
-        if not overwrite and (folder / "checkpoint.json").exists():
-            raise InputError(f"{folder} already holds a checkpoint that was trained elsewhere; choose another folder.")
+        there = [name for names in FILES.values() for name in names if (folder / name).exists()]
+        if there and not overwrite:
+            which = f"{there[0]}, which no training here has made"
+            raise InputError(f"{folder} already holds {which}; choose another folder.")
         remove_stage(folder, "training")
         return None
-    there = read(path, TrainingRecord)
-    if (there.problem, there.network, there.training) != (record.problem, record.network, record.training):
+    before = read(path, TrainingRecord)
+    if (before.problem, before.network, before.training) != (record.problem, record.network, record.training):
         raise InputError(f"{folder} already holds another training; add --overwrite or choose another folder.")
     state = folder / "training-state.safetensors"
-    return _load_state(state) if there.status == "running" and state.exists() else None
+    return _load_state(state) if before.status == "running" and state.exists() else None
 
 
 def _adopt(folder: Path, checkpoint: Checkpoint) -> None:

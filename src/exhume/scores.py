@@ -70,8 +70,9 @@ class Scores:
 
     measure: "ncc", or "agreement" for points; recovered: images whose one-to-one candidate reaches the similarity
     "0.7", "0.8", "0.9", "0.95"; null: the same counts for `never_seen` images the network never saw, unscaled where
-    they are fewer; p_value: the chance of at least so many recovered at 0.9 if training and never-seen images were
-    equally easy (Fisher's exact test, one-sided; Fisher 1935).
+    they are fewer; mean_alone: the counts if every candidate were the training mean, which the attacker is given;
+    p_value: the chance of at least so many recovered at 0.9 if training and never-seen images were equally easy
+    (Fisher's exact test, one-sided; Fisher 1935).
     """
 
     problem: str
@@ -81,6 +82,7 @@ class Scores:
     candidates: int
     recovered: dict[str, int]
     null: dict[str, int]
+    mean_alone: dict[str, int]
     median_ncc: float
     null_median_ncc: float
     p_value: float
@@ -122,6 +124,7 @@ def score(
         candidates=len(candidates.images),
         recovered=recovered,
         null=null,
+        mean_alone=_counts(match(images.mean(0).expand_as(images), images)),
         median_ncc=median(matches.assigned_similarity.tolist()),
         null_median_ncc=median(null_matches.assigned_similarity.tolist()),
         p_value=_p_value(recovered["0.9"], len(images), null["0.9"], len(strangers)),
@@ -142,9 +145,9 @@ def sentence(scores: Scores) -> str:
     if recovered * scores.never_seen <= null * scores.images:
         return f"{counts}: no better than chance."
     if scores.p_value >= 0.05:
-        return f"{counts}: that may be chance, whose odds are {scores.p_value:.2g}."
+        return f"{counts}: chance alone would give such a difference with probability {scores.p_value:.2g}."
     odds = "below 1e-20" if scores.p_value < 1e-20 else f"about {scores.p_value:.1g}"
-    return f"{counts}: the odds of that by chance are {odds}."
+    return f"{counts}: chance alone would give such a difference with probability {odds}."
 
 
 def never_seen(held_out: Images, count: int) -> Float[Tensor, "n c h w"]:

@@ -72,7 +72,8 @@ def _descend(search: Search, steps: int, listener: Listener) -> tuple[list[Histo
             listener(Progress(stage="reconstruct", step=step, total=steps, values=values))
         if step < steps:
             search.optimiser.zero_grad()
-            (residual + penalty).backward()  # type: ignore[no-untyped-call]
+            variables = [variable for group in search.optimiser.param_groups for variable in group["params"]]
+            (residual + penalty).backward(inputs=variables)  # type: ignore[no-untyped-call]
             search.optimiser.step()
     return history, found
 

@@ -244,11 +244,12 @@ def absolute_residual(parameters: Sequence[Tensor], gradients: Sequence[Tensor])
 def relative_residual(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor], weights: Sequence[Tensor | float] | None = None
 ) -> Tensor:
-    """sum over parameters of norm(w (theta_p - G_p))^2 / norm(w theta_p)^2: every layer counts alike.
+    """sum over parameters of norm(w (theta_p - G_p))^2 / norm(w theta_p)^2: every parameter counts alike.
 
     weights: a factor for the columns of each parameter (generalised least squares); None: 1.
     """
-    terms = []
-    for p, g, w in zip(parameters, gradients, weights or [1.0] * len(parameters), strict=True):
-        terms.append(((p - g) * w).pow(2).sum() / (p * w).pow(2).sum().clamp_min(1e-30))
-    return torch.stack(terms).sum()
+    factors = weights or [1.0] * len(parameters)
+    norms = torch.stack([(p * w).pow(2).sum() for p, w in zip(parameters, factors, strict=True)])
+    errors = [((p - g) * w).pow(2).sum() for p, g, w in zip(parameters, gradients, factors, strict=True)]
+    # a bias that is all but 0 must not outweigh the layers
+    return (torch.stack(errors) / norms.clamp_min(1e-3 * norms.mean())).sum()

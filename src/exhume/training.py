@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from exhume.checkpoint import Checkpoint
-from exhume.errors import InputError
+from exhume.errors import InputError, check_seed
 from exhume.networks import Network, Task, build
 from exhume.problems import Problem
 from exhume.progress import Listener, Progress, silent
@@ -95,6 +95,7 @@ class Training:
             raise InputError(f"Unknown loss {self.loss!r}; there are {', '.join(LOSSES)}.")
         if self.dtype not in ("float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, not {self.dtype!r}.")
+        check_seed(self.seed)
         if self.epochs < 0:
             raise InputError(f"epochs must not be negative, and {self.epochs} is.")
         if not 0 < self.lr < math.inf:
@@ -105,8 +106,6 @@ class Training:
             raise InputError("stop_loss and stop_gradient must be finite.")
         if any(value is not None and value < 1 for value in (self.batch_size, self.evaluate_every)):
             raise InputError("batch_size and evaluate_every must be at least 1.")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be at least 0 and below 2^63, not {self.seed}.")
 
 
 @dataclass(frozen=True, kw_only=True)

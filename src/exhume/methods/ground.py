@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from exhume.candidates import Reading
-from exhume.errors import InputError
+from exhume.errors import InputError, check_seed
 from exhume.networks import Shape, Task
 from exhume.stationarity import OBJECTIVES, Objective
 
@@ -81,6 +81,9 @@ class Reconstruction:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name} must be positive, not {value}.")
+        if self.min_multiplier is not None and not math.isfinite(self.min_multiplier):
+            raise InputError(f"min_multiplier must be a finite number, not {self.min_multiplier}.")
+        check_seed(self.seed)
         if self.smoothness is not None and not 0 <= self.smoothness < math.inf:
             raise InputError(f"smoothness must not be negative, and {self.smoothness} is.")
 
@@ -139,14 +142,30 @@ class Multipliers:
         return [{"params": images, "lr": config.lr_images}, {"params": own, "lr": config.lr_multipliers}]
 
 
+GUESS = 100
+"""Training images assumed where neither the settings nor the weights tell."""
+
+
+def assumed_images(
+    config: Reconstruction, target: Target, rank: int
+) -> tuple[int, Literal["weights", "settings", "nothing"]]:
+    """How many training images to assume, and why; rank: what the first layer shows, 0 for nothing."""
+    if config.images is not None:
+        return config.images, "settings"
+    if config.per_class is not None:
+        return max(config.per_class * target.labels // 2, 1), "settings"
+    return (rank, "weights") if rank else (GUESS, "nothing")
+
+
 def balanced_labels(target: Target, config: Reconstruction, images: int) -> Tensor:
     per_class = config.per_class or -(-max(2 * images, 200) // target.labels)
     return torch.arange(target.labels, device=target.centre.device).repeat_interleave(per_class)
 
 
-def first_guess(shape: tuple[int, ...], scale: float, target: Target, generator: torch.Generator) -> Tensor:
-    start = scale * torch.randn(shape, generator=generator, dtype=target.centre.dtype)
-    return start.to(target.centre.device).requires_grad_()
+def first_guess(shape: tuple[int, ...], scale: float, around: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal with standard deviation `scale` around a point, which must broadcast to `shape`."""
+    start = scale * torch.randn(shape, generator=generator, dtype=around.dtype)
+    return (around + start.to(around.device)).requires_grad_()
 
 
 def outside(images: Tensor) -> Tensor:

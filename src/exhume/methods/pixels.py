@@ -11,12 +11,13 @@ from exhume.methods.ground import (
     Multipliers,
     Reconstruction,
     Target,
+    assumed_images,
     balanced_labels,
     first_guess,
     outside,
     snapshot,
 )
-from exhume.reading import bulk_rank, squared_differences
+from exhume.reading import squared_differences
 from exhume.stationarity import (
     Sharpness,
     absolute_residual,
@@ -42,15 +43,19 @@ class PixelSearch:
         self.target, self.sharpness, self.residual = target, sharpness(config.sharpness), residual
         named = [(name, p) for name, p in target.network.named_parameters() if p.requires_grad]
         self.parameters = [parameter.detach() for _, parameter in named]
+        images, images_from = assumed_images(config, target, 0)
         self.reading = Reading(
-            images=config.images or _assumed_images(target),
+            images=images,
+            images_from=images_from,
             rank=0,
             layers=[name for name, _ in named],
             weighted=False,
             smoothness=config.smoothness or 0.0,
         )
         self.labels = balanced_labels(target, config, self.reading.images)
-        self.centred = first_guess((len(self.labels), *target.shape), config.init_scale, target, generator)
+        self.centred = first_guess(
+            (len(self.labels), *target.shape), config.init_scale, torch.zeros_like(target.centre), generator
+        )
         self.multipliers = Multipliers(target, self.labels, config, generator)
         self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.multipliers.groups([self.centred], config))
 
@@ -92,9 +97,3 @@ class ReferenceSearch(PixelSearch):
 def any_network(target: Target, config: Reconstruction, generator: torch.Generator) -> PixelSearch:
     """Our objective for any network: Adam, all multipliers, relative residual, scale-free gate."""
     return PixelSearch(target, config, generator, scale_free, relative_residual)
-
-
-def _assumed_images(target: Target) -> int:
-    """The rank of the first weight matrix above its bulk, when nobody says how many images there were."""
-    weight = next(p for p in target.network.parameters() if p.ndim > 1).detach().flatten(1)
-    return max(bulk_rank(torch.linalg.svdvals(weight.double()), (weight.shape[0], weight.shape[1])), 1)

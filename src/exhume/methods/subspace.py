@@ -9,6 +9,7 @@ from exhume.methods.ground import (
     Multipliers,
     Reconstruction,
     Target,
+    assumed_images,
     balanced_labels,
     first_guess,
     outside,
@@ -18,12 +19,11 @@ from exhume.networks import ACTIVATIONS, CentredNetwork
 from exhume.reading import (
     SMOOTH_ROUGHNESS,
     Subspace,
-    bulk_rank,
     first_layer,
     is_stationary,
     roughness,
+    spectrum_of,
     squared_differences,
-    subspace,
 )
 from exhume.stationarity import Dense, dense_gradients, relative_residual, scale_free
 
@@ -34,11 +34,14 @@ class SubspaceSearch:
     def __init__(self, target: Target, dense: Dense, config: Reconstruction, generator: torch.Generator) -> None:
         assert config.init_scale is not None and config.sharpness is not None
         self.target, self.sharpness = target, scale_free(config.sharpness)
+        self.offset = _subtracted(target)
         self.subspace, self.stationary, self.reading = read_weights(target, dense, config)
         self.dense = Dense([self.subspace.first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
         self.column_weights = _column_weights(self.subspace) if self.reading.weighted else 1.0
         self.labels = balanced_labels(target, config, self.reading.images)
-        self.coordinates = first_guess((len(self.labels), self.reading.rank), config.init_scale, target, generator)
+        pixels = self.subspace.basis[: self.offset.numel()]
+        around = (target.centre - self.offset).flatten() @ pixels
+        self.coordinates = first_guess((len(self.labels), self.reading.rank), config.init_scale, around, generator)
         self.multipliers = Multipliers(target, self.labels, config, generator)
         self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.multipliers.groups([self.coordinates], config))
 
@@ -58,7 +61,7 @@ class SubspaceSearch:
         values = self.coordinates @ self.subspace.basis.T
         count = self.target.centre.numel()
         ones = values[:, count] if self.subspace.biased else values.new_ones(())
-        return values[:, :count].reshape(-1, *self.target.shape) + self.target.centre, ones
+        return values[:, :count].reshape(-1, *self.target.shape) + self.offset, ones
 
     def found(self) -> Found:
         return snapshot(self.target, self._images()[0], self.multipliers)
@@ -85,11 +88,10 @@ def as_dense(network: nn.Module) -> Dense | None:
 
 def read_weights(target: Target, dense: Dense, config: Reconstruction) -> tuple[Subspace, bool, Reading]:
     """Reads subspace, number of images, trusted layers, weighting and smoothness from the weights alone."""
-    first = first_layer(dense)
-    rank = bulk_rank(torch.linalg.svdvals(first.double()), (first.shape[0], first.shape[1]))
-    images = config.images or max(rank, 1)
-    rank = min(max(rank, images), *first.shape)
-    space = subspace(dense, rank)
+    read, space = spectrum_of(dense)
+    images, images_from = assumed_images(config, target, read)
+    rank = min(max(read, images), *first_layer(dense).shape)
+    space = space.leading(rank)
     stationary = is_stationary(dense, images)
     # the first few directions are smooth whatever the images are
     smooth = rank >= 50 and min(target.shape[1:]) >= 3 and roughness(space.basis, target.shape) < SMOOTH_ROUGHNESS
@@ -100,12 +102,19 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> tuple[
         stationary,
         Reading(
             images=images,
+            images_from=images_from,
             rank=rank,
             layers=names if stationary else first_names,
             weighted=config.weighted if config.weighted is not None else not stationary,
             smoothness=config.smoothness if config.smoothness is not None else 1e-5 * smooth,
         ),
     )
+
+
+def _subtracted(target: Target) -> Tensor:
+    """What the network takes off an image before its first layer, [c, h, w]."""
+    network = target.network
+    return network.centre.centre if isinstance(network, CentredNetwork) else torch.zeros_like(target.centre)
 
 
 def _column_weights(space: Subspace) -> Tensor:

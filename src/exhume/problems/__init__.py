@@ -75,9 +75,9 @@ class Problem:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the training images and labels, to tell when the data under a run have changed."""
+        """A digest of all images and labels, to tell when the data under a run, or its control, have changed."""
         digest = hashlib.sha256()
-        for tensor in (self.images, self.labels):
+        for tensor in (self.images, self.labels, self.held_out, self.held_out_labels):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -151,7 +151,10 @@ def _user_module(path: Path) -> ModuleType:
         raise InputError(f"{path} cannot be loaded as Python.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where a dataclass in the user's file looks its own module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path} cannot be run: {type(error).__name__}: {error}.") from error
     if not hasattr(module, "load"):
         raise InputError(f"{path} defines no function load(selection) that returns a Problem.")
     return module

@@ -10,9 +10,9 @@ from torch import Tensor
 from exhume.errors import InputError
 from exhume.metrics import measure_of
 from exhume.networks import Network, Task
-from exhume.records import read, read_tensors
+from exhume.records import read, read_tensors, replace_file
 from exhume.report import figures
-from exhume.runs import CandidatesRecord, TrainingRecord
+from exhume.runs import CandidatesRecord, ScoresRecord, TrainingRecord
 from exhume.scores import Scores, sentence
 from exhume.training import resolve_loss
 
@@ -71,24 +71,25 @@ def draw(run: Path) -> Path:
         InputError: the folder holds no checkpoint or no candidates, or one of its files is damaged.
     """
     page = _render(_context(_contents(run)))
-    target, part = run / "report.html", run / "report.html.part"
-    part.write_text(page, encoding="utf-8")
-    part.replace(target)
-    return target
+    replace_file(run / "report.html", page.encode())
+    return run / "report.html"
 
 
 def _contents(run: Path) -> Contents:
     if not (run / "candidates.json").exists():
         raise InputError(f"{run} holds no candidates.json, so there is nothing to report; reconstruct first.")
-    scores = _optional(run / "scores.json", Scores)
+    scores = _optional(run / "scores.json", ScoresRecord)
     names = ("images", "candidates", "null_images", "null_candidates", "null_similarity")
     truth = _tensors(run / "scores.safetensors", *names) if scores else {}
     if scores and len(truth["images"]) != len(scores.per_image):
         raise InputError(f"scores.json and scores.safetensors in {run} do not belong together; score again.")
+    published, found = read(run / "checkpoint.json", Published), read(run / "candidates.json", CandidatesRecord)
+    if not published.fingerprint == found.checkpoint == (scores.checkpoint if scores else found.checkpoint):
+        raise InputError(f"The files in {run} come from different checkpoints; reconstruct and score again.")
     return Contents(
-        published=read(run / "checkpoint.json", Published),
+        published=published,
         weights=_tensors(run / "checkpoint.safetensors", "centre"),
-        found=read(run / "candidates.json", CandidatesRecord),
+        found=found,
         candidates=_tensors(run / "candidates.safetensors", "images", "labels", "explained"),
         training=_optional(run / "training.json", TrainingRecord),
         scores=scores,
