@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
@@ -18,3 +19,4 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 install_import_hook("exhume", "conftest.checked")
+torch.set_num_threads(1)  # tiny networks: threads only wait for each other

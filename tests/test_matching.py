@@ -253,9 +253,9 @@ def test_sentence_tells_chance_from_a_leak(digits: Digits) -> None:
         return sentence(replace(scores, recovered=recovered_by, null=null_by, p_value=p_value, never_seen=never_seen))
 
     assert with_counts(20, 1, 3.21e-6).endswith(
-        "of 50 never-seen images 1 did: the odds of that by chance are about 3e-06."
+        "of 50 never-seen images 1 did: chance alone would give such a difference with probability about 3e-06."
     )
-    assert with_counts(3, 0, 0.121).endswith("that may be chance, whose odds are 0.12.")
+    assert with_counts(3, 0, 0.121).endswith("such a difference with probability 0.12.")
     assert with_counts(3, 3, 0.7).endswith("no better than chance.")
     assert with_counts(0, 4, 1.0).startswith("0 of 50 training images")
     assert with_counts(10, 5, 0.99, never_seen=7).endswith("of 7 never-seen images 5 did: no better than chance.")

@@ -1,6 +1,8 @@
 """Laws of the mathematics, over objectives, activations and networks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -9,12 +11,16 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exhume.methods import as_dense
+from exhume.methods import METHODS, Reconstruction, as_dense, resolve
+from exhume.methods.ground import Target
+from exhume.methods.pixels import any_network
 from exhume.networks import ACTIVATIONS, CentredNetwork, Network, build
+from exhume.problems import Problem
 from exhume.stationarity import (
     OBJECTIVES,
     SLOPES,
     Cotangents,
+    Sharpness,
     absolute_residual,
     dense_gradients,
     fixed,
@@ -23,7 +29,7 @@ from exhume.stationarity import (
     scale_free,
     smooth_hinges,
 )
-from exhume.training import LOSSES
+from exhume.training import LOSSES, Training, train
 
 MLP = Network(widths=(12, 9), init_scale=None)
 NETWORKS = {
@@ -256,3 +262,231 @@ def test_the_slopes_of_smooth_activations_are_their_derivatives(activation: str)
 def test_the_tables_have_the_same_rows() -> None:
     assert set(SLOPES) == set(ACTIVATIONS)
     assert np.unique([row.task for row in OBJECTIVES.values()]).tolist() == ["binary", "multiclass", "regression"]
+
+
+# ---------------------------------------------------------------- stationary points
+
+
+def with_mixed_gates(objective: str, activation: str, bias: Literal["first", "none"]) -> tuple[CentredNetwork, Sample]:
+    """A stationary network with hinges, worked out by hand.
+
+    The images x_i are the corners of a simplex, so that (x_i, 1) have negative inner products; a neuron fires on its
+    own image i alone: w = s |e|^2 lambda A_i and v = s e, where d_i = lambda y_i e are the cotangents,
+    A_i = y_i x_i + slope sum_{k != i} y_k x_k, lambda = 1 / (|e| |A_i|), and s, of the sign of y_i, is free.
+    """
+    count, slope = 4, 0.01 if activation == "leaky-relu" else 0.0
+    corners = torch.eye(count, dtype=torch.float64) - 1 / count
+    basis = torch.linalg.qr(torch.randn(16, count, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    points = 3 * count * corners @ basis.T
+    ends = torch.cat([points, torch.ones(count, 1)], 1) if bias == "first" else points
+    labels = torch.arange(count) % 2
+    signs = 2 * labels - 1
+    gates = slope + (1 - slope) * torch.eye(count, dtype=torch.float64)
+    own = (gates * signs) @ ends
+    e = torch.tensor([1.0] if OBJECTIVES[objective].task != "multiclass" else [-1.0, 1.0], dtype=torch.float64)
+    size = 1 / (e.norm() * own[0].norm())
+    free = torch.rand(3, count, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * signs
+    dead = torch.zeros(1, dtype=torch.float64)
+    scales, images_of = torch.cat([free.flatten(), dead]), torch.arange(count).repeat(4)[: 3 * count + 1]
+    layer = scales[:, None] * e.pow(2).sum() * size * own[images_of]
+    module = random_network(Network(widths=(len(scales),), bias=bias), activation, len(e))
+    parameters = [layer[:, :16], *([layer[:, 16]] if bias == "first" else []), e[:, None] * scales]
+    with torch.no_grad():
+        for parameter, planted in zip(module.parameters(), parameters, strict=True):
+            parameter.copy_(planted)
+    images = points.reshape(count, 1, 4, 4) + module.centre.centre
+    multipliers = size * (signs if OBJECTIVES[objective].signed else signs.abs()).double()
+    return module, Sample(objective, images, labels, multipliers, torch.zeros(count, len(e), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gate", [fixed(1e4), scale_free(1e4)])
+@pytest.mark.parametrize("bias", ["first", "none"])
+@pytest.mark.parametrize("activation", ["relu", "leaky-relu"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_planted_stationary_point_has_residual_zero(
+    objective: str, activation: str, bias: Literal["first", "none"], gate: Sharpness, dtype: torch.dtype
+) -> None:
+    module, s = with_mixed_gates(objective, activation, bias)
+    module.to(dtype)
+    parameters = [parameter.detach() for parameter in module.parameters()]
+    s.images, s.multipliers, s.shares = (t.to(dtype) for t in (s.images, s.multipliers, s.shares))
+    sums = network_gradients(module, s.images, s.cotangents(), gate)
+    assert relative_residual(parameters, sums) < (1e-10 if dtype == torch.float32 else 1e-26)
+    assert absolute_residual(parameters, sums) < (1e-10 if dtype == torch.float32 else 1e-26)
+    s.multipliers = 2 * s.multipliers
+    doubled = relative_residual(parameters, network_gradients(module, s.images, s.cotangents(), gate))
+    assert doubled.item() == pytest.approx(len(parameters))  # norm(theta - 2 theta)^2 / norm(theta)^2 each
+
+
+@pytest.mark.parametrize(
+    ("network", "lr"),
+    [
+        (Network(widths=(5,), activation="tanh", init_scale=None), 0.5),
+        (Network(kind="cnn", channels=(6,), widths=(), activation="gelu", bias="all", init_scale=None), 0.2),
+    ],
+    ids=["dense", "cnn"],
+)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_a_converged_training_publishes_is_stationary_at_its_images(
+    loss: str, network: Network, lr: float
+) -> None:
+    """The theorem end to end: `train` to a vanishing gradient, every loss, and only what was published afterwards."""
+    task = LOSSES[loss].tasks[0]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(12, 1, 4, 4, generator=generator, dtype=torch.float64)
+    labels = torch.arange(12) % (3 if task == "multiclass" else 2)
+    targets = torch.randn(12, generator=generator, dtype=torch.float64) if task == "regression" else labels
+    problem = Problem(
+        name="random",
+        images=images[:6],
+        labels=targets[:6],
+        held_out=images[6:],
+        held_out_labels=targets[6:],
+        task=task,
+        classes=("a", "b", "c") if task == "multiclass" else ("a", "b"),
+        network=network,
+        source="random",
+    )
+    decay = 0.05
+    config = Training(
+        loss=loss,
+        epochs=4000,
+        lr=lr,
+        momentum=0.9,
+        weight_decay=decay,
+        dtype="float64",
+        stop_gradient=1e-11,
+        evaluate_every=50,
+    )
+    trained = train(problem, config)
+    assert trained.status == "stationary"
+    module = trained.checkpoint.build()
+    scores = module(problem.images).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(LOSSES[loss].loss(scores, problem.labels), [scores])
+    parameters = [parameter.detach() for parameter in module.parameters()]
+    sums = network_gradients(module, problem.images, lambda _: -slope / decay, fixed(1.0))
+    assert all(parameter.norm() > 1e-2 for parameter in parameters)
+    assert relative_residual(parameters, sums) < 1e-15
+    strangers = network_gradients(module, problem.held_out, lambda _: -slope / decay, fixed(1.0))
+    assert relative_residual(parameters, strangers) > 1e-2
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_sum_is_that_of_every_candidates_jacobian(objective: str, activation: str, network: str) -> None:
+    """sum_i J(x_i)^T d_i one candidate at a time, by the network as it is: a sharp gate is none."""
+    module, s = random_network(NETWORKS[network], activation, outputs_of(objective)), sample(objective)
+    theta = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    d = s.cotangents()(module(s.images)).detach()
+    expected = {name: torch.zeros_like(parameter) for name, parameter in theta.items()}
+    for i in range(len(d)):
+
+        def scores(parameters: dict[str, Tensor], i: int = i) -> Tensor:
+            result: Tensor = torch.func.functional_call(module, parameters, (s.images[i : i + 1].detach(),))
+            return result[0]
+
+        for name, jacobian in torch.func.jacrev(scores)(theta).items():
+            expected[name] += torch.tensordot(d[i], jacobian, 1)
+    close(network_gradients(module, s.images, s.cotangents(), fixed(1e12)), list(expected.values()), 1e-12)
+
+
+# ---------------------------------------------------------------- symmetries of a whole search
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("method", ["exhume", "exhume, any network", "reference"])
+def test_the_residual_of_a_search_knows_neither_order_nor_halves(method: str, objective: str) -> None:
+    """With the 1/m of the papers: of m + 1 candidates each counts for m / (m + 1) of what it did."""
+    module = random_network(MLP, "relu", outputs_of(objective))
+    task = OBJECTIVES[objective].task
+    target = Target(network=module, centre=module.centre.centre, task=task, outputs=outputs_of(objective))
+    name = method.split(",", maxsplit=1)[0]
+    config = resolve(
+        Reconstruction(method=name, objective=objective, per_class=4, images=5, init_scale=0.3, dtype="float64"), task
+    )
+    start = any_network if "any" in method else METHODS[name].start
+
+    def residual(rows: list[int], factors: Tensor) -> Tensor:
+        search: Any = start(target, config, torch.Generator().manual_seed(0))
+        found, m = search.multipliers, len(search.labels)
+        found.labels, found.shares = found.labels[rows], torch.randn(m, outputs_of(objective), generator=shares())[rows]
+        found.values = found.values[rows] * factors * len(rows) / m
+        variable = "centred" if hasattr(search, "centred") else "coordinates"
+        setattr(search, variable, getattr(search, variable)[rows])
+        value: Tensor = search.objective()[0]
+        return value.detach()
+
+    def shares() -> torch.Generator:
+        return torch.Generator().manual_seed(9)
+
+    count = 4 * target.labels
+    as_it_is = residual(list(range(count)), torch.ones(count))
+    assert as_it_is > 1e-3
+    permuted = residual(torch.randperm(count, generator=shares()).tolist(), torch.ones(count))
+    torch.testing.assert_close(permuted, as_it_is, rtol=1e-12, atol=0)
+    halves = residual([0, *range(count)], torch.tensor([0.5, 0.5, *[1.0] * (count - 1)]))
+    torch.testing.assert_close(halves, as_it_is, rtol=1e-12, atol=0)
+
+
+# ---------------------------------------------------------------- hinges, and what is none
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda z: z.relu_(),
+        torch.relu_,
+        lambda z: functional.relu(z, inplace=True),
+        lambda z: functional.leaky_relu(z, 0.0, True),
+        lambda z: functional.leaky_relu_(z, 0.0),
+        nn.ReLU(inplace=True),
+    ],
+)
+def test_a_hinge_in_place_is_smoothed_where_it_stands(call: Callable[[Tensor], Tensor]) -> None:
+    """Also if what it returns is thrown away, and to any order."""
+    x = torch.linspace(-2, 2, 21, dtype=torch.float64).requires_grad_()
+    with smooth_hinges(fixed(3.0)):
+        z = 1 * x
+        call(z)
+    assert torch.equal(z, x.relu())
+    derivatives, of = [], z
+    for _ in range(3):
+        (of,) = torch.autograd.grad(of.sum(), x, create_graph=True)
+        derivatives.append(of)
+    gate = torch.sigmoid(3 * x)
+    slope = 3 * gate * (1 - gate)
+    close(derivatives, [gate, slope, 3 * slope * (1 - 2 * gate)], 1e-12)
+
+
+def test_a_hinge_named_by_keyword_is_smoothed() -> None:
+    x = torch.tensor([-0.1], requires_grad=True)
+    with smooth_hinges(fixed(1.0)):
+        value = torch.relu(input=x) + functional.leaky_relu(input=x, negative_slope=0.0)
+    (slope,) = torch.autograd.grad(value, x)
+    torch.testing.assert_close(slope, 2 * torch.sigmoid(x.detach()))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [functional.gelu, torch.tanh, torch.sigmoid, functional.silu, functional.elu, functional.relu6, torch.abs,
+     lambda z: z.clamp(min=0), lambda z: functional.max_pool1d(z[None], 3)],
+)  # fmt: skip
+def test_other_functions_are_untouched(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.linspace(-2, 2, 21, dtype=torch.float64).requires_grad_()
+    with smooth_hinges(fixed(3.0)):
+        within = function(x)
+    without = function(x)
+    assert torch.equal(within, without)
+    assert torch.equal(*(torch.autograd.grad(value.sum(), x)[0] for value in (within, without)))
+
+
+def test_a_scale_free_gate_does_not_see_the_scale() -> None:
+    """Of one candidate at a time, whatever the shape of what it passes."""
+    z = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    factors = torch.tensor([1e-3, 1.0, 1e3], dtype=torch.float64)[:, None, None, None]
+    torch.testing.assert_close(factors * z * scale_free(10.0)(factors * z), z * scale_free(10.0)(z))
+    rms = z[0].pow(2).mean().sqrt()
+    torch.testing.assert_close(torch.as_tensor(scale_free(10.0)(z))[0].squeeze(), 10 / rms)
+    assert torch.as_tensor(scale_free(10.0)(torch.zeros(1, 4))).isfinite().all()
