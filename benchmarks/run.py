@@ -19,7 +19,8 @@ from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.presets import TRAININGS
 from exhume.problems import Problem, Selection, load_problem, locate
-from exhume.runs import read_training, reconstruct_run, score_run, train_run
+from exhume.runs import read_training
+from exhume.stages import reconstruct_run, score_run, train_run
 from exhume.training import Training, resolve_loss
 
 

@@ -19,8 +19,9 @@ from exhume.problems import Selection, load_problem, locate, names_and_summaries
 from exhume.progress import Listener
 from exhume.progress import Progress as Event
 from exhume.report import draw
-from exhume.runs import load_candidates, load_centre, reconstruct_run, score_run, train_run
+from exhume.runs import load_candidates
 from exhume.scores import Scores, sentence
+from exhume.stages import load_centre, reconstruct_run, score_run, train_run
 from exhume.training import Training
 
 Device = Literal["auto", "cpu", "cuda"]

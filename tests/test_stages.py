@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from exhume import runs
+from exhume import stages
 from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint, load_checkpoint, load_state_dict, save_checkpoint
 from exhume.errors import InputError
@@ -21,17 +21,8 @@ from exhume.problems import Selection, load_problem, locate
 from exhume.progress import Listener, Progress, silent
 from exhume.records import read_tensors, write_tensors
 from exhume.report import draw
-from exhume.runs import (
-    FILES,
-    TrainingRecord,
-    choose_device,
-    load_candidates,
-    load_truth,
-    read_training,
-    reconstruct_run,
-    score_run,
-    train_run,
-)
+from exhume.runs import FILES, TrainingRecord, load_candidates, load_truth, read_training
+from exhume.stages import choose_device, reconstruct_run, score_run, train_run
 from exhume.training import Training
 
 NETWORK = Network(widths=(20,))
@@ -228,7 +219,7 @@ def test_a_network_that_cannot_be_built_leaves_the_folder_alone(run: Path, netwo
 
 @pytest.mark.parametrize("save_every", [1e9, -1.0], ids=["never saved", "always saved"])
 def test_a_diverged_training_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: float) -> None:
-    monkeypatch.setattr(runs, "SAVE_EVERY", save_every)
+    monkeypatch.setattr(stages, "SAVE_EVERY", save_every)
     with pytest.raises(InputError, match="no longer finite"):
         train_tiny(tmp_path / "run", replace(TRAINING, loss="mse", lr=1e12))
     assert contents(tmp_path / "run") == {}
@@ -269,7 +260,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Training
 ) -> None:
     whole = train_tiny(tmp_path / "whole", training)
-    monkeypatch.setattr(runs, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(stages, "SAVE_EVERY", -1.0)
     folder = tmp_path / "run"
     interrupt(folder, 8, training)
     assert set(contents(folder)) == {"training.json", "training-state.safetensors"}
@@ -293,7 +284,7 @@ def test_an_interruption_before_anything_was_saved_leaves_nothing(tmp_path: Path
 
 
 def test_an_interrupted_training_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(stages, "SAVE_EVERY", -1.0)
     folder, other = tmp_path / "run", replace(TRAINING, lr=0.2)
     interrupt(folder, 8)
     before = contents(folder)
@@ -310,14 +301,14 @@ def test_an_interrupted_training_keeps_its_folder(tmp_path: Path, monkeypatch: p
 def test_an_interrupted_replacement_leaves_nothing_of_the_old_run(
     run: Path, monkeypatch: pytest.MonkeyPatch, save_every: float, left: set[str]
 ) -> None:
-    monkeypatch.setattr(runs, "SAVE_EVERY", save_every)
+    monkeypatch.setattr(stages, "SAVE_EVERY", save_every)
     interrupt(run, 8, replace(TRAINING, lr=0.2), overwrite=True)
     assert set(contents(run)) == left
 
 
 @pytest.mark.parametrize("damage", ["half", "other"])
 def test_a_damaged_state_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    monkeypatch.setattr(runs, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(stages, "SAVE_EVERY", -1.0)
     folder = tmp_path / "run"
     interrupt(folder, 8)
     state = folder / "training-state.safetensors"
