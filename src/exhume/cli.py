@@ -1,6 +1,7 @@
 """The command line: finds the command, lets tyro parse its flags, and turns bad input into one sentence."""
 
 import importlib
+import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; exits with 2 after one sentence where the user's input is at fault."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # threads that wait for each other by spinning make a busy machine ten times slower; read when PyTorch is imported
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         parse(argv)()
     except InputError as error:
