@@ -134,8 +134,8 @@ def record(run: Path, name: str) -> Any:
         ("reconstruct run --checkpoint model.pt --shape 1 2 3 --task binary", "There is no model.pt."),
         ("reconstruct run --checkpoint model.pt --shape 1 2 --task binary", "--shape"),
         ("reconstruct run --checkpoint model.pt --shape 1 2 3 --task ranking", "invalid choice 'ranking'"),
-        ("score run", "There is no run/candidates.json."),
-        ("score run --problem toy-circle", "There is no run/candidates.json."),
+        ("score run", "There is no run/candidates.json; run `exhume reconstruct` first."),
+        ("score run --problem toy-circle", "There is no run/candidates.json; run `exhume reconstruct` first."),
         ("report run", "reconstruct first"),
         ("problems run", "run"),
         ("demo --seed -1", "seed must be at least 0"),
@@ -237,7 +237,9 @@ def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit) as ended:
         main(["train", "mine.py", "run"])
     assert ended.value.code == 130
-    assert capsys.readouterr().err.strip() == "exhume: interrupted"
+    assert capsys.readouterr().err.strip() == (
+        "exhume: interrupted; a training goes on where it was last saved, every 20 s, by the same command"
+    )
 
 
 # ---- Help and tables
@@ -437,4 +439,8 @@ def test_the_pipeline_gives_the_same_numbers_in_another_process(here: Path, fini
 
 def test_bad_input_ends_the_process_with_2(here: Path) -> None:
     done = subprocess.run([EXHUME, "score", "run"], capture_output=True, text=True, check=False, env=dict(os.environ))
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "exhume: There is no run/candidates.json.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "exhume: There is no run/candidates.json; run `exhume reconstruct` first.\n",
+    )

@@ -865,3 +865,17 @@ def test_first_per_class_keeps_the_order() -> None:
     chosen, labels = first_per_class(images, torch.tensor([1, 0, 1, 0, 0, 1]), 2, what="rows")
     assert chosen.flatten().tolist() == [1, 3, 0, 2]
     assert labels.tolist() == [0, 0, 1, 1]
+
+
+def test_image_folder_with_its_own_control_in_natural_order(tmp_path: Path) -> None:
+    for part, base in (("train", 0), ("held_out", 100)):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for k in (1, 2, 10):
+                Image.new("L", (4, 4), base + 50 * label + k).save(tmp_path / part / name / f"{k}.png")
+    problem = load_problem(str(tmp_path))
+    assert (problem.images[:, 0, 0, 0] * 255).round().tolist() == [1, 2, 10, 51, 52, 60]
+    assert (problem.held_out[:, 0, 0, 0] * 255).round().tolist() == [101, 102, 110, 151, 152, 160]
+    (tmp_path / "held_out" / "dog").rename(tmp_path / "held_out" / "fox")
+    with pytest.raises(InputError, match="must hold the same classes"):
+        load_problem(str(tmp_path))

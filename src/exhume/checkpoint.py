@@ -1,6 +1,7 @@
 """What is published of a trained network: specification, weights and training mean. All that the attacker sees."""
 
 import hashlib
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,10 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"There is no {path}.") from None
     except Exception as error:  # a damaged file makes the unpickler stumble in any way
+        if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error):
+            raise InputError(
+                f"{path} is no plain state dict of tensors; save `model.state_dict()`, nothing else."
+            ) from None
         raise InputError(f"{path} is no plain state dict: {str(error).strip().partition(chr(10))[0]}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

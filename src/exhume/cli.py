@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"exhume: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("exhume: interrupted", file=sys.stderr)
+        print(
+            "exhume: interrupted; a training goes on where it was last saved, every 20 s, by the same command",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

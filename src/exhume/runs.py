@@ -85,6 +85,8 @@ def read_training(folder: Path) -> TrainingRecord:
     Raises:
         InputError: there is none, or it is still under way.
     """
+    if (folder / "checkpoint.json").exists() and not (folder / "training.json").exists():
+        raise InputError(f"There is no {folder / 'training.json'}; say with --problem what the network was trained on.")
     record = read(folder / "training.json", TrainingRecord)
     if record.status == "running":
         raise InputError(
@@ -114,6 +116,8 @@ def load_candidates(folder: Path) -> tuple[Candidates, CandidatesRecord]:
     Raises:
         InputError: there are none, or they were found in another checkpoint than the folder's.
     """
+    if not (folder / "candidates.json").exists():
+        raise InputError(f"There is no {folder / 'candidates.json'}; run `exhume reconstruct` first.")
     record = read(folder / "candidates.json", CandidatesRecord)
     tensors = read_tensors(folder / "candidates.safetensors")
     if set(tensors) != {"images", "labels", "multipliers", "explained"}:

@@ -1,5 +1,6 @@
 """Your own images, a folder per class (default: trained on half of the smallest class)."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ GREY = {"1", "L", "LA"}
 
 
 def load(selection: Selection) -> Problem:
-    """The image files in each sub-folder of a folder, in the order of their names; the sub-folders name the classes.
+    """The image files in each sub-folder, in natural order of their names; the sub-folders name the classes.
 
+    Where the folder holds `train` and `held_out`, each with a folder per class, the first is trained on and the second
+    is the control; else the first images of each class are trained on, and the same number after them is the control.
     Grey where every image is grey, RGB otherwise; an alpha channel is dropped. All images must have the same size.
     """
     if selection.data_dir is None or not Path(selection.data_dir).is_dir():
@@ -25,17 +28,40 @@ def load(selection: Selection) -> Problem:
             "place of the problem's name, or as --data-dir."
         )
     folder = Path(selection.data_dir)
+    if (folder / "train").is_dir() and (folder / "held_out").is_dir():
+        files, held_out = _files_by_class(folder / "train"), _files_by_class(folder / "held_out")
+        if list(files) != list(held_out):
+            raise InputError(f"{folder / 'train'} and {folder / 'held_out'} must hold the same classes.")
+        source = f"Your images, from {folder.name}: train, and held_out as the control"
+        per_class = selection.per_class or min(map(len, files.values()))
+        images = _read([path for group in (files, held_out) for of_class in group.values() for path in of_class])
+        split = sum(map(len, files.values()))
+        test = Rows(images[split:], _labels(held_out))
+        return own_problem(
+            "image-folder", DataSet(Rows(images[:split], _labels(files)), test, tuple(files), source), per_class
+        )
+    files = _files_by_class(folder)
+    per_class = selection.per_class or max(1, min(map(len, files.values())) // 2)
+    needed = {name: of_class[: 2 * per_class] for name, of_class in files.items()}
+    rows = Rows(_read([path for of_class in needed.values() for path in of_class]), _labels(needed))
+    source = (
+        f"Your images, from {folder.name}: the first {per_class} of each class, and those after them as the control"
+    )
+    return own_problem("image-folder", DataSet(rows, None, tuple(files), source), per_class)
+
+
+def _files_by_class(folder: Path) -> dict[str, list[Path]]:
     files = {path.name: _image_files(path) for path in sorted(folder.iterdir()) if _is_class(path)}
     if len(files) < 2:
         raise InputError(f"{folder} holds {len(files)} folders, but image-folder needs one per class, two or more.")
     empty = [name for name, of_class in files.items() if not of_class]
     if empty:
         raise InputError(f"{folder / empty[0]} holds no image file, but every folder in {folder} is taken for a class.")
-    per_class = selection.per_class or max(1, min(map(len, files.values())) // 2)
-    needed = {name: of_class[: 2 * per_class] for name, of_class in files.items()}
-    labels = [label for label, of_class in enumerate(needed.values()) for _ in of_class]
-    rows = Rows(_read([path for of_class in needed.values() for path in of_class]), torch.tensor(labels))
-    return own_problem("image-folder", DataSet(rows, None, tuple(files), f"Your images, from {folder.name}"), per_class)
+    return files
+
+
+def _labels(files: dict[str, list[Path]]) -> torch.Tensor:
+    return torch.tensor([label for label, of_class in enumerate(files.values()) for _ in of_class])
 
 
 def _is_class(path: Path) -> bool:
@@ -44,7 +70,13 @@ def _is_class(path: Path) -> bool:
 
 def _image_files(folder: Path) -> list[Path]:
     known = Image.registered_extensions()
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in known and not path.name.startswith("."))
+    images = (path for path in folder.iterdir() if path.suffix.lower() in known and not path.name.startswith("."))
+    return sorted(images, key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """2.png comes before 10.png."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _read(paths: list[Path]) -> torch.Tensor:
