@@ -34,19 +34,22 @@ class Target:
     network: Network | None = None
 
 
-DECAY = Training(lr=0.05, epochs=50_000, weight_decay=2e-3)
+DECAY = Training(lr=0.5, epochs=10_000, weight_decay=2e-3)
 NO_DECAY = Training(lr=0.5, epochs=1000)
+LONG = Training(lr=0.5, lr_over_loss=1e-3, epochs=20_000, stop_loss=1e-12, evaluate_every=50)
+DEFAULT_INIT = Network(init_scale=None)
 TARGETS = {
     "demo": Target("mnist-digits", 10, TRAININGS["demo"].training, TRAININGS["demo"].network),
-    "b1": Target("mnist-odd-even", 50, replace(DECAY, loss="mse")),
-    "b2": Target("mnist-odd-even", 50, replace(NO_DECAY, epochs=20_000)),
+    "b1": Target("mnist-odd-even", 50, replace(DECAY, loss="mse", lr=0.1, epochs=50_000), DEFAULT_INIT),
+    "b2": Target("mnist-odd-even", 50, replace(LONG, lr=0.1)),
     "b3": Target("mnist-digits", 10, NO_DECAY),
-    "b4": Target("mnist-digits", 10, replace(DECAY, lr=0.5, epochs=10_000)),
+    "b4": Target("mnist-digits", 10, DECAY),
     "b5": Target("cifar10-multiclass", 10, replace(NO_DECAY, epochs=2000)),
     "b6": Target("mnist-digits", 50, replace(NO_DECAY, epochs=2000)),
-    "b6-decay": Target("mnist-digits", 50, replace(DECAY, lr=0.5, epochs=10_000)),
-    "b7": Target("cifar10-multiclass", 50, replace(NO_DECAY, epochs=8000)),
-    "b9": Target("faces", 50, replace(DECAY, epochs=10_000)),
+    "b6-decay": Target("mnist-digits", 50, DECAY),
+    "b7": Target("cifar10-multiclass", 50, LONG),
+    "b8": Target("cifar10-vehicles-animals", 250, replace(LONG, lr=0.1)),
+    "b9": Target("faces", 50, replace(DECAY, lr=0.05)),
 }
 """Sized for a CPU. b1 to b9 are named as in RESULTS.md."""
 

@@ -73,7 +73,7 @@ def test_reference_is_the_papers_objective(task: Task) -> None:
     search = ReferenceSearch(target, config, torch.Generator().manual_seed(0))
     weights = [p for n, p in module.named_parameters() if n.endswith("weight")]
     bias = next(p for n, p in module.named_parameters() if n.endswith("bias"))
-    x, lam = search.centred, search.multipliers.values
+    x, lam = search.pixels, search.multipliers.values
     assert (x.detach().abs() > 1).any()  # both penalties are at work
     assert (lam < 0.4).any()
 
@@ -86,9 +86,10 @@ def test_reference_is_the_papers_objective(task: Task) -> None:
     before = [x.detach().clone(), lam.detach().clone()]
     velocity = list(theirs)
     for _ in range(2):  # the second step has momentum
-        search.optimiser.zero_grad()
+        (optimiser,) = search.optimisers
+        optimiser.zero_grad()
         sum(search.objective()).backward()  # type: ignore[union-attr, no-untyped-call]
-        search.optimiser.step()
+        optimiser.step()
         before = [b - rate * v for b, v, rate in zip(before, velocity, (0.05, 1e-2), strict=True)]
         torch.testing.assert_close([x.detach(), lam.detach()], before, rtol=1e-9, atol=1e-12)
         slopes = torch.autograd.grad(papers_loss(weights, bias, x, search.labels, lam, task, 20.0, 0.4), [x, lam])
@@ -101,7 +102,7 @@ def test_reference_starts_as_the_papers_do(task: Task) -> None:
     target = Target(network=victim.build(), centre=victim.centre, task=task, outputs=victim.outputs)
     config = resolve(Reconstruction(method="reference", per_class=400, init_scale=1e-2), task)
     search = ReferenceSearch(target, config, torch.Generator().manual_seed(0))
-    assert search.centred.std().item() == pytest.approx(1e-2, rel=0.05)
+    assert search.pixels.std().item() == pytest.approx(1e-2, rel=0.05)
     values = search.multipliers.values.detach()
     mean, std = (0, 1) if task == "regression" else (0.5, 12**-0.5)
     assert values.mean().item() == pytest.approx(mean, abs=0.1)

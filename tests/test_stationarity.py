@@ -22,12 +22,14 @@ from exhume.stationarity import (
     Cotangents,
     Sharpness,
     absolute_residual,
-    dense_gradients,
+    dense_terms,
     fixed,
+    left_behind,
     network_gradients,
     relative_residual,
     scale_free,
     smooth_hinges,
+    summed,
 )
 from exhume.training import LOSSES, Training, train
 
@@ -126,9 +128,9 @@ def test_the_written_out_gradients_are_autograds(objective: str, activation: str
     assert dense is not None
     general = network_gradients(module, s.images, s.cotangents(), GATES[gate])
     inputs = (s.images - module.centre.centre).flatten(1)
-    written = dense_gradients(dense, inputs, s.cotangents(), GATES[gate])
+    written = summed(dense, dense_terms(dense, inputs, s.cotangents(), GATES[gate]))
     close(written, general, 1e-12)
-    first = dense_gradients(dense, inputs, s.cotangents(), GATES[gate], first_only=True)
+    first = summed(dense, dense_terms(dense, inputs, s.cotangents(), GATES[gate], first_only=True))
     close(first, general[: len(first)], 1e-12)
     parameters = [parameter.detach() for parameter in module.parameters()]
     slopes = [
@@ -201,8 +203,22 @@ def test_the_residuals_are_what_they_say() -> None:
     sums = [torch.tensor([[3.0, 1.0]]), torch.tensor([1.0])]
     assert absolute_residual(parameters, sums) == 9 + 1
     torch.testing.assert_close(relative_residual(parameters, sums), torch.tensor(9 / 25 + 1 / 4))
-    weighted = relative_residual(parameters, sums, [torch.tensor([1.0, 0.5]), 1.0])
+    weighted = relative_residual(parameters, sums, [torch.diag(torch.tensor([1.0, 0.5])), None])
     torch.testing.assert_close(weighted, torch.tensor(2.25 / 13 + 1 / 4))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_training_leaves_behind_is_weighed_by_its_covariance(seed: int) -> None:
+    """F F^T is the inverse of the covariance that the docstring names, up to a factor that keeps the norm of W."""
+    g = torch.Generator().manual_seed(seed)
+    first, deltas, inputs = (torch.randn(size, generator=g, dtype=torch.float64) for size in ((9, 4), (6, 9), (6, 4)))
+    factor = left_behind(first, deltas, inputs, error=0.3, floor=0.1)
+    covariance = 0.1**2 * first.square().mean() * torch.eye(4, dtype=torch.float64)
+    for delta, x in zip(deltas, inputs, strict=True):
+        covariance += 0.3**2 * delta.square().mean() * torch.outer(x, x)
+    product = factor @ factor.T @ covariance
+    torch.testing.assert_close(product, product[0, 0] * torch.eye(4, dtype=torch.float64), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close((first @ factor).norm(), first.norm())
 
 
 class _Functional(nn.Module):
@@ -398,7 +414,10 @@ def test_the_sum_is_that_of_every_candidates_jacobian(objective: str, activation
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("method", ["exhume", "exhume, any network", "reference"])
 def test_the_residual_of_a_search_knows_neither_order_nor_halves(method: str, objective: str) -> None:
-    """With the 1/m of the papers: of m + 1 candidates each counts for m / (m + 1) of what it did."""
+    """With the 1/m of the papers: of m + 1 candidates each counts for m / (m + 1) of what it did.
+
+    The weighted residual knows halves: two candidates err independently of each other, and so by less.
+    """
     module = random_network(MLP, "relu", outputs_of(objective))
     task = OBJECTIVES[objective].task
     target = Target(network=module, centre=module.centre.centre, task=task, outputs=outputs_of(objective))
@@ -408,12 +427,12 @@ def test_the_residual_of_a_search_knows_neither_order_nor_halves(method: str, ob
     )
     start = any_network if "any" in method else METHODS[name].start
 
-    def residual(rows: list[int], factors: Tensor) -> Tensor:
-        search: Any = start(target, config, torch.Generator().manual_seed(0))
+    def residual(rows: list[int], factors: Tensor, *, weighted: bool | None = None) -> Tensor:
+        search: Any = start(target, replace(config, weighted=weighted), torch.Generator().manual_seed(0))
         found, m = search.multipliers, len(search.labels)
         found.labels, found.shares = found.labels[rows], torch.randn(m, outputs_of(objective), generator=shares())[rows]
         found.values = found.values[rows] * factors * len(rows) / m
-        variable = "centred" if hasattr(search, "centred") else "coordinates"
+        variable = "pixels" if hasattr(search, "pixels") else "coordinates"
         setattr(search, variable, getattr(search, variable)[rows])
         value: Tensor = search.objective()[0]
         return value.detach()
@@ -426,8 +445,9 @@ def test_the_residual_of_a_search_knows_neither_order_nor_halves(method: str, ob
     assert as_it_is > 1e-3
     permuted = residual(torch.randperm(count, generator=shares()).tolist(), torch.ones(count))
     torch.testing.assert_close(permuted, as_it_is, rtol=1e-12, atol=0)
-    halves = residual([0, *range(count)], torch.tensor([0.5, 0.5, *[1.0] * (count - 1)]))
-    torch.testing.assert_close(halves, as_it_is, rtol=1e-12, atol=0)
+    unweighted = residual(list(range(count)), torch.ones(count), weighted=False)
+    halves = residual([0, *range(count)], torch.tensor([0.5, 0.5, *[1.0] * (count - 1)]), weighted=False)
+    torch.testing.assert_close(halves, unweighted, rtol=1e-12, atol=0)
 
 
 # ---------------------------------------------------------------- hinges, and what is none

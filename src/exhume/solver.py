@@ -71,10 +71,13 @@ def _descend(search: Search, steps: int, listener: Listener) -> tuple[list[Histo
             values = {"residual": history[-1].residual, "penalty": history[-1].penalty}
             listener(Progress(stage="reconstruct", step=step, total=steps, values=values))
         if step < steps:
-            search.optimiser.zero_grad()
-            variables = [variable for group in search.optimiser.param_groups for variable in group["params"]]
+            groups = [group for optimiser in search.optimisers for group in optimiser.param_groups]
+            variables = [variable for group in groups for variable in group["params"]]
+            for variable in variables:
+                variable.grad = None
             (residual + penalty).backward(inputs=variables)  # type: ignore[no-untyped-call]
-            search.optimiser.step()
+            for optimiser in search.optimisers:
+                optimiser.step()
     return history, found
 
 

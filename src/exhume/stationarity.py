@@ -199,21 +199,22 @@ SLOPES: dict[str, Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor]]] = {
 """Value and derivative of each row of `networks.ACTIVATIONS`, the derivative smoothed where there is a hinge."""
 
 
-def dense_gradients(
+def dense_terms(
     dense: Dense,
     inputs: Float[Tensor, "m d"],
     cotangents: Cotangents,
     sharpness: Sharpness,
     *,
     first_only: bool = False,
-) -> list[Tensor]:
-    """The same sum for dense layers by two matrix products a layer, in the order of `dense.parameters`.
+) -> list[tuple[Float[Tensor, "m out"], Float[Tensor, "m in"]]]:
+    """What each sample adds to the sum, for dense layers, first layer first: (delta_l, a_{l-1}) with
 
-    G_l = delta_l^T a_{l-1} with delta_l = (delta_{l+1} W_{l+1}) * slope(z_l); differentiating it once more is ordinary
-    back-propagation, where `network_gradients` needs a second pass through autograd.
+        G_l = delta_l^T a_{l-1},  delta_l = (delta_{l+1} W_{l+1}) * slope(z_l).
+
+    Differentiating them once more is ordinary back-propagation, where `network_gradients` needs a second pass.
 
     Args:
-        first_only: only the first layer's gradients are wanted.
+        first_only: only the first layer's are wanted.
     """
     activations, slopes, z = [inputs], [], inputs
     for weight, bias in zip(dense.weights, dense.biases, strict=True):
@@ -223,13 +224,20 @@ def dense_gradients(
             activations.append(value)
             slopes.append(slope)
     delta = cotangents(z)
-    gradients: list[Tensor] = []
+    terms: list[tuple[Tensor, Tensor]] = []
     for layer in reversed(range(len(dense.weights))):
         if layer == 0 or not first_only:
-            of_bias = [] if dense.biases[layer] is None else [delta.sum(0)]
-            gradients = [delta.T @ activations[layer], *of_bias, *gradients]
+            terms.insert(0, (delta, activations[layer]))
         if layer:
             delta = (delta @ dense.weights[layer]) * slopes[layer - 1]
+    return terms
+
+
+def summed(dense: Dense, terms: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """The weighted sum of gradients from its terms: two matrix products a layer, in the order of `dense.parameters`."""
+    gradients: list[Tensor] = []
+    for (delta, activation), bias in zip(terms, dense.biases, strict=False):  # the first layer's may be all
+        gradients += [delta.T @ activation] if bias is None else [delta.T @ activation, delta.sum(0)]
     return gradients
 
 
@@ -242,14 +250,44 @@ def absolute_residual(parameters: Sequence[Tensor], gradients: Sequence[Tensor])
 
 
 def relative_residual(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], weights: Sequence[Tensor | float] | None = None
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], weights: Sequence[Tensor | None] | None = None
 ) -> Tensor:
-    """sum over parameters of norm(w (theta_p - G_p))^2 / norm(w theta_p)^2: every parameter counts alike.
+    """sum over parameters of norm((theta_p - G_p) F_p)^2 / norm(theta_p F_p)^2: every parameter counts alike.
 
-    weights: a factor for the columns of each parameter (generalised least squares); None: 1.
+    weights: F, [columns, columns], for each parameter (generalised least squares); None: the identity.
     """
-    factors = weights or [1.0] * len(parameters)
-    norms = torch.stack([(p * w).pow(2).sum() for p, w in zip(parameters, factors, strict=True)])
-    errors = [((p - g) * w).pow(2).sum() for p, g, w in zip(parameters, gradients, factors, strict=True)]
+    factors = weights or [None] * len(parameters)
+    norms = torch.stack([_weighed(p, f).pow(2).sum() for p, f in zip(parameters, factors, strict=True)])
+    errors = [_weighed(p - g, f).pow(2).sum() for p, g, f in zip(parameters, gradients, factors, strict=True)]
     # a bias that is all but 0 must not outweigh the layers
     return (torch.stack(errors) / norms.clamp_min(1e-3 * norms.mean())).sum()
+
+
+def _weighed(value: Tensor, factor: Tensor | None) -> Tensor:
+    return value if factor is None else value @ factor
+
+
+def left_behind(
+    first: Float[Tensor, "width r"],
+    deltas: Float[Tensor, "m width"],
+    inputs: Float[Tensor, "m r"],
+    *,
+    error: float,
+    floor: float,
+) -> Float[Tensor, "r r"]:
+    """F for the first layer's residual, where the condition holds only nearly: generalised least squares.
+
+    Training leaves multipliers of the past and gates that have closed since in the weights, so that the true delta_ij
+    is ours give or take s_i = error * rms_j(delta_ij). A row of the residual then has the covariance
+
+        C = sum_i s_i^2 x_i x_i^T + (floor * rms(W))^2
+
+    and F F^T = C^-1, scaled to norm(W F) = norm(W).
+    """
+    spread = error**2 * deltas.pow(2).mean(1)
+    covariance = ((inputs.T * spread) @ inputs).double()
+    covariance.diagonal().add_(floor**2 * first.pow(2).mean())
+    values, vectors = torch.linalg.eigh(covariance)
+    factor = (vectors * values.clamp_min(1e-12 * values[-1]).rsqrt()).to(first.dtype)
+    scaled: Tensor = factor * (first.norm() / (first @ factor).norm())
+    return scaled

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from exhume.checkpoint import Checkpoint
+from exhume.descent import dense_relu, descend
 from exhume.errors import InputError, check_seed
 from exhume.networks import Network, Task, build
 from exhume.problems import Problem
@@ -25,7 +26,9 @@ def _bce(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _ce(scores: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(scores, labels)
+    """Cross-entropy as log(1 + sum_j exp(s_j - s_y)), whose gradient keeps its digits however small the loss is."""
+    others = scores - scores.gather(1, labels[:, None])
+    return functional.softplus(others.scatter(1, labels[:, None], -math.inf).logsumexp(1), threshold=100).mean()
 
 
 def _mse(scores: Tensor, labels: Tensor) -> Tensor:
@@ -73,6 +76,9 @@ class Training:
     """Most passes over the training set."""
     lr: float = 0.5
     """Learning rate of gradient descent."""
+    lr_over_loss: float = 0.0
+    """The rate is lr_over_loss / loss where that is larger than lr: the same path in ever longer strides, once the
+    loss is small (Lyu & Li 2020, appendix L). A thousandth is safe; 0: always lr."""
     momentum: float = 0.0
     """Momentum; large values spoil the stationarity that reconstruction lives on."""
     weight_decay: float = 0.0
@@ -100,6 +106,8 @@ class Training:
             raise InputError(f"epochs must not be negative, and {self.epochs} is.")
         if not 0 < self.lr < math.inf:
             raise InputError(f"lr must be positive, not {self.lr}.")
+        if not 0 <= self.lr_over_loss < math.inf:
+            raise InputError(f"lr_over_loss must not be negative, and {self.lr_over_loss} is.")
         if not (0 <= self.momentum < 1) or not 0 <= self.weight_decay < math.inf:
             raise InputError("momentum must be in [0, 1) and weight_decay must not be negative.")
         if not (math.isfinite(self.stop_loss) and math.isfinite(self.stop_gradient)):
@@ -171,20 +179,22 @@ def train(
     session = _Session(problem, network, config, torch.device(device))
     history = session.resume(resume) if resume else []
     start = time.perf_counter() - (resume.seconds if resume else 0)
-    verdict = None
     every = config.evaluate_every or max(1, config.epochs // 100)
-    for epoch in range(resume.epoch if resume else 0, config.epochs + 1):
-        if epoch % every == 0 or epoch == config.epochs:
-            point = session.evaluate(epoch)
-            history = [*(seen for seen in history if seen.epoch < epoch), point]
-            verdict = _verdict(point, config)
-            if verdict:
-                break
-            keep(session.state(epoch, history, time.perf_counter() - start))
-            values = {"loss": point.loss, "gradient": point.gradient, "accuracy": point.accuracy}
-            listener(Progress(stage="train", step=epoch, total=config.epochs, values=values))
-        if epoch < config.epochs:
-            session.epoch()
+    epoch = resume.epoch if resume else 0
+    while True:
+        point = session.evaluate(epoch)
+        history = [*(seen for seen in history if seen.epoch < epoch), point]
+        verdict = _verdict(point, config)
+        if verdict:
+            break
+        keep(session.state(epoch, history, time.perf_counter() - start))
+        values = {"loss": point.loss, "gradient": point.gradient, "accuracy": point.accuracy}
+        listener(Progress(stage="train", step=epoch, total=config.epochs, values=values))
+        if epoch == config.epochs:
+            break
+        until = min(epoch - epoch % every + every, config.epochs)
+        session.advance(until - epoch)
+        epoch = until
     status, message = verdict or ("epochs over", f"All {config.epochs} epochs are over.")
     return Trained(
         checkpoint=session.checkpoint(),
@@ -235,9 +245,18 @@ class _Session:
             self.module.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
         )
 
-    def epoch(self) -> None:
-        """One pass over the training set."""
+    def advance(self, epochs: int) -> None:
+        """Passes over the training set."""
         size = self.config.batch_size or len(self.images)
+        layers = dense_relu(list(self.module.layers))
+        if layers and size >= len(self.images) and not self.config.momentum:
+            inputs = self.module.centre(self.images).flatten(1)
+            descend(layers, inputs, self._slope, self._rate, decay=self.config.weight_decay, epochs=epochs)
+            return
+        for _ in range(epochs):
+            self._epoch(size)
+
+    def _epoch(self, size: int) -> None:
         if size >= len(self.images):
             self._step(self.images, self.labels)
             return
@@ -247,8 +266,23 @@ class _Session:
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
         self.optimiser.zero_grad()
-        self.loss(self.module(images), labels).backward()  # type: ignore[no-untyped-call]
+        loss = self.loss(self.module(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate(loss)
         self.optimiser.step()
+
+    def _slope(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of all images, and its gradient by their scores."""
+        with torch.enable_grad():
+            scores = scores.requires_grad_()
+            loss = self.loss(scores, self.labels)
+        return loss, torch.autograd.grad(loss, scores)[0]
+
+    def _rate(self, loss: Tensor) -> float:
+        """The learning rate of a step from a point with this loss."""
+        scaled = self.config.lr_over_loss
+        return max(self.config.lr, scaled / max(loss.item(), 1e-30)) if scaled else self.config.lr
 
     def evaluate(self, epoch: int) -> TrainingPoint:
         """The figures of the moment, over the whole training set."""

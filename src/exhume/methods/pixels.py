@@ -14,6 +14,7 @@ from exhume.methods.ground import (
     assumed_images,
     balanced_labels,
     first_guess,
+    image_optimisers,
     outside,
     snapshot,
 )
@@ -29,7 +30,7 @@ from exhume.stationarity import (
 
 
 class PixelSearch:
-    """Centred images [m, c, h, w] and multipliers, judged by a residual over all parameters."""
+    """Centred images, [m, pixels], and multipliers, judged by a residual over all parameters."""
 
     def __init__(
         self,
@@ -53,16 +54,19 @@ class PixelSearch:
             smoothness=config.smoothness or 0.0,
         )
         self.labels = balanced_labels(target, config, self.reading.images)
-        self.centred = first_guess(
-            (len(self.labels), *target.shape), config.init_scale, torch.zeros_like(target.centre), generator
+        self.pixels = first_guess(
+            (len(self.labels), target.centre.numel()),
+            config.init_scale,
+            torch.zeros_like(target.centre).flatten(),
+            generator,
         )
         self.multipliers = Multipliers(target, self.labels, config, generator)
-        self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.multipliers.groups([self.centred], config))
+        self.optimisers: list[torch.optim.Optimizer] = image_optimisers(self.pixels, self.multipliers, target, config)
 
     @property
     def images(self) -> Tensor:
         """Un-centred images."""
-        return self.centred + self.target.centre
+        return self.pixels.reshape(-1, *self.target.shape) + self.target.centre
 
     def objective(self) -> tuple[Tensor, Tensor]:
         gradients = network_gradients(self.target.network, self.images, self.multipliers.cotangents, self.sharpness)
@@ -86,14 +90,15 @@ class ReferenceSearch(PixelSearch):
 
     def __init__(self, target: Target, config: Reconstruction, generator: torch.Generator) -> None:
         super().__init__(target, config, generator, fixed, absolute_residual)
-        self.optimiser = torch.optim.SGD(self.multipliers.groups([self.centred], config), momentum=0.9)
+        images = {"params": [self.pixels], "lr": config.lr_images}
+        self.optimisers = [torch.optim.SGD([images, self.multipliers.group(config)], momentum=0.9)]
 
     def penalty(self) -> Tensor:
         """The papers' penalties: centred pixels within [-1, 1], multipliers above their minimum."""
-        beyond = (self.centred.abs() - 1).relu().pow(2).sum()
+        beyond = (self.pixels.abs() - 1).relu().pow(2).sum()
         return beyond + 5 * self.multipliers.penalty()
 
 
 def any_network(target: Target, config: Reconstruction, generator: torch.Generator) -> PixelSearch:
-    """Our objective for any network: Adam, all multipliers, relative residual, scale-free gate."""
+    """Our objective for any network: all multipliers, relative residual, scale-free gate."""
     return PixelSearch(target, config, generator, scale_free, relative_residual)

@@ -12,6 +12,7 @@ from exhume.methods.ground import (
     assumed_images,
     balanced_labels,
     first_guess,
+    image_optimisers,
     outside,
     snapshot,
 )
@@ -25,7 +26,14 @@ from exhume.reading import (
     spectrum_of,
     squared_differences,
 )
-from exhume.stationarity import Dense, dense_gradients, relative_residual, scale_free
+from exhume.stationarity import Dense, dense_terms, left_behind, relative_residual, scale_free, summed
+
+LEFT_BEHIND = 0.26
+"""Error of a candidate's own contribution to a neuron, of its root mean square (measured at the truth: see the log)."""
+FLOOR = 0.02
+"""Error of the first layer that no candidate explains, of its root mean square."""
+REWEIGHTED = 25
+"""Evaluations after which the weighting is taken anew from the candidates."""
 
 
 class SubspaceSearch:
@@ -37,20 +45,28 @@ class SubspaceSearch:
         self.offset = _subtracted(target)
         self.subspace, self.stationary, self.reading = read_weights(target, dense, config)
         self.dense = Dense([self.subspace.first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
-        self.column_weights = _column_weights(self.subspace) if self.reading.weighted else 1.0
+        self.factor: Tensor | None = None
+        self.evaluations = 0
         self.labels = balanced_labels(target, config, self.reading.images)
         pixels = self.subspace.basis[: self.offset.numel()]
         around = (target.centre - self.offset).flatten() @ pixels
         self.coordinates = first_guess((len(self.labels), self.reading.rank), config.init_scale, around, generator)
         self.multipliers = Multipliers(target, self.labels, config, generator)
-        self.optimiser: torch.optim.Optimizer = torch.optim.Adam(self.multipliers.groups([self.coordinates], config))
+        self.optimisers: list[torch.optim.Optimizer] = image_optimisers(
+            self.coordinates, self.multipliers, target, config
+        )
 
     def objective(self) -> tuple[Tensor, Tensor]:
-        gradients = dense_gradients(
+        terms = dense_terms(
             self.dense, self.coordinates, self.multipliers.cotangents, self.sharpness, first_only=not self.stationary
         )
+        if self.reading.weighted and self.evaluations % REWEIGHTED == 0:
+            with torch.no_grad():
+                self.factor = left_behind(self.subspace.first, *terms[0], error=LEFT_BEHIND, floor=FLOOR)
+        self.evaluations += 1
+        gradients = summed(self.dense, terms)
         parameters = self.dense.parameters[: len(gradients)]
-        weights = [self.column_weights, *[1.0] * (len(gradients) - 1)]
+        weights = [self.factor, *[None] * (len(gradients) - 1)]
         images, ones = self._images()
         rough = self.reading.smoothness * squared_differences(images)
         penalty = self.multipliers.penalty() + 1e-3 * ((ones - 1).pow(2).sum() + outside(images)) + rough
@@ -105,7 +121,7 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> tuple[
             images_from=images_from,
             rank=rank,
             layers=names if stationary else first_names,
-            weighted=config.weighted if config.weighted is not None else not stationary,
+            weighted=config.weighted is not False,
             smoothness=config.smoothness if config.smoothness is not None else 1e-5 * smooth,
         ),
     )
@@ -115,8 +131,3 @@ def _subtracted(target: Target) -> Tensor:
     """What the network takes off an image before its first layer, [c, h, w]."""
     network = target.network
     return network.centre.centre if isinstance(network, CentredNetwork) else torch.zeros_like(target.centre)
-
-
-def _column_weights(space: Subspace) -> Tensor:
-    """Generalised least squares: what training left behind errs in proportion to the images themselves."""
-    return (space.singular.pow(2) + (0.3 * space.singular[0]).pow(2)).rsqrt()
