@@ -28,6 +28,7 @@ def found(images: Tensor) -> Candidates:
         labels=torch.zeros(m, dtype=torch.long),
         multipliers=torch.ones(m),
         explained=torch.full((m,), 1 / m),
+        confidence=torch.full((m,), torch.nan),
         history=[],
         reading=Reading(images=m, images_from="weights", rank=0, layers=[], weighted=False, smoothness=0.0),
         status="done",

@@ -120,6 +120,7 @@ def _candidates(found: Tensor) -> Candidates:
         labels=torch.arange(count) % 2,
         multipliers=torch.ones(count),
         explained=torch.arange(count) / 1000,
+        confidence=torch.full((count,), torch.nan),
         history=[HistoryPoint(step=s, residual=1 / (1 + s), penalty=0.0) for s in range(5)],
         reading=Reading(images=12, images_from="weights", rank=11, layers=["1.weight"], weighted=True, smoothness=3e-5),
         status="done",
@@ -138,7 +139,7 @@ def _write_candidates(folder: Path, candidates: Candidates) -> None:
         provenance=RAN,
     )
     write(folder / "candidates.json", record)
-    names = ("images", "labels", "multipliers", "explained")
+    names = ("images", "labels", "multipliers", "explained", "confidence")
     write_tensors(folder / "candidates.safetensors", {name: getattr(candidates, name) for name in names})
 
 

@@ -25,7 +25,8 @@ class Reading:
     images: number of training images assumed; images_from: "weights" (read from the spectrum), "settings" (given) or
     "nothing" (a guess, where the first layer tells nothing); rank: dimension of the data's subspace in the first layer
     (0: not used);
-    layers: parameters whose stationarity was asked for; weighted: residual weighted by the inverse singular values;
+    layers: parameters whose stationarity was asked for; weighted: first layer's residual weighted by
+    the error that training leaves behind;
     smoothness: weight of the smoothness prior.
     """
 
@@ -43,7 +44,8 @@ class Candidates:
 
     labels: [m] class indices (binary: 0 or 1; regression: the sign of the multiplier, 0 or 1);
     multipliers: [m], the sample's weight lambda; explained: [m], the share of the weights' squared norm that the
-    candidate accounts for (largest first is the order to look at them in when no truth is at hand);
+    candidate accounts for; confidence: [m], the chance that the candidate shows a training image, judged by another
+    search that found it too (largest first is the order to look at them in when no truth is at hand; NaN: one search);
     status: "done" or "diverged", with `message` as a sentence.
     """
 
@@ -51,6 +53,7 @@ class Candidates:
     labels: Int[Tensor, " m"]
     multipliers: Float[Tensor, " m"]
     explained: Float[Tensor, " m"]
+    confidence: Float[Tensor, " m"]
     history: list[HistoryPoint]
     reading: Reading
     status: str

@@ -59,7 +59,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidatesRecord:
-    """candidates.json, beside the tensors images, labels, multipliers and explained."""
+    """candidates.json, beside the tensors images, labels, multipliers, explained and confidence."""
 
     checkpoint: str
     reconstruction: Reconstruction
@@ -110,6 +110,10 @@ def load_truth(record: TrainingRecord) -> Problem:
     return problem
 
 
+CANDIDATE_TENSORS = ("images", "labels", "multipliers", "explained", "confidence")
+"""What candidates.safetensors holds, by the names of `Candidates`."""
+
+
 def load_candidates(folder: Path) -> tuple[Candidates, CandidatesRecord]:
     """The candidates of a run and their record.
 
@@ -120,7 +124,7 @@ def load_candidates(folder: Path) -> tuple[Candidates, CandidatesRecord]:
         raise InputError(f"There is no {folder / 'candidates.json'}; run `exhume reconstruct` first.")
     record = read(folder / "candidates.json", CandidatesRecord)
     tensors = read_tensors(folder / "candidates.safetensors")
-    if set(tensors) != {"images", "labels", "multipliers", "explained"}:
+    if set(tensors) != set(CANDIDATE_TENSORS):
         raise InputError(f"{folder / 'candidates.safetensors'} does not hold candidates.")
     if load_checkpoint(folder).fingerprint != record.checkpoint:
         raise InputError(f"The candidates in {folder} come from another checkpoint; run `exhume reconstruct` again.")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from exhume.candidates import Candidates, HistoryPoint
 from exhume.checkpoint import Checkpoint
+from exhume.confidence import agreement, confidence
 from exhume.errors import InputError
 from exhume.methods import METHODS, resolve
 from exhume.methods.ground import Found, Reconstruction, Search, Target
@@ -40,14 +42,24 @@ def reconstruct(
     config = resolve(config, aim.task)
     aim = _moved(aim, getattr(torch, config.dtype or "float32"), torch.device(device))
     generator = torch.Generator().manual_seed(config.seed)
-    search = METHODS[config.method].start(aim, config, generator)
-    history, best = _descend(search, config.steps or 1, listener)
+    searches = [METHODS[config.method].start(aim, config, generator) for _ in range(config.restarts or 1)]
+    outcomes = [
+        _descend(search, config.steps or 1, part)
+        for search, part in zip(searches, _parts(listener, len(searches)), strict=True)
+    ]
+    search, (history, best) = searches[0], outcomes[0]
     diverged = not math.isfinite(history[-1].residual + history[-1].penalty)
+    images, labels = best.images.float().cpu(), _labels(aim, search, best)
+    others = [
+        (found.images.float().cpu(), _labels(aim, of, found))
+        for of, (_, found) in zip(searches[1:], outcomes[1:], strict=True)
+    ]
     return Candidates(
-        images=best.images.float().cpu(),
-        labels=((best.multipliers > 0).long() if aim.task == "regression" else search.labels).cpu(),
+        images=images,
+        labels=labels,
         multipliers=best.multipliers.float().cpu(),
         explained=_explained(aim.network, best).float().cpu(),
+        confidence=confidence(agreement(images, labels, others)).float(),
         history=[point for point in history if math.isfinite(point.residual + point.penalty)],
         reading=search.reading,
         status="diverged" if diverged else "done",
@@ -55,6 +67,23 @@ def reconstruct(
         if diverged
         else f"All {config.steps} steps are over.",
     )
+
+
+def _labels(target: Target, search: Search, found: Found) -> Tensor:
+    return ((found.multipliers > 0).long() if target.task == "regression" else search.labels).cpu()
+
+
+def _parts(listener: Listener, count: int) -> list[Listener]:
+    """One listener for each search, which together tell of one progress."""
+
+    def part(which: int) -> Listener:
+        def told(progress: Progress) -> None:
+            step, total = progress.step + which * progress.total, count * progress.total
+            listener(replace(progress, step=step, total=total))
+
+        return told
+
+    return [part(which) for which in range(count)]
 
 
 def _descend(search: Search, steps: int, listener: Listener) -> tuple[list[HistoryPoint], Found]:

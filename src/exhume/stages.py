@@ -18,6 +18,7 @@ from exhume.problems import Problem, Selection, load_problem, locate
 from exhume.progress import Listener, silent
 from exhume.records import provenance, read, write, write_tensors
 from exhume.runs import (
+    CANDIDATE_TENSORS,
     FILES,
     CandidatesRecord,
     ProblemRecord,
@@ -152,7 +153,7 @@ def reconstruct_run(
         provenance=provenance(device=place, seed=config.seed, seconds=time.perf_counter() - start),
     )
     remove_stage(folder, "candidates")
-    tensors = {name: getattr(candidates, name) for name in ("images", "labels", "multipliers", "explained")}
+    tensors = {name: getattr(candidates, name) for name in CANDIDATE_TENSORS}
     write_tensors(folder / "candidates.safetensors", tensors)
     write(path, record)
     return record

@@ -37,6 +37,7 @@ METHODS: dict[str, Method] = {
         multiclass="multiclass",
         defaults=Reconstruction(
             steps=1000,
+            restarts=2,
             lr_images=6e-3,
             lr_multipliers=0.02,
             init_scale=0.01,
@@ -52,6 +53,7 @@ METHODS: dict[str, Method] = {
         defaults=Reconstruction(
             method="reference",
             steps=50_000,
+            restarts=1,
             lr_images=0.3,
             lr_multipliers=1e-4,
             init_scale=5e-3,
@@ -62,7 +64,7 @@ METHODS: dict[str, Method] = {
     ),
 }
 
-FILLED = ("steps", "lr_images", "lr_multipliers", "init_scale", "min_multiplier", "sharpness", "dtype")
+FILLED = ("steps", "restarts", "lr_images", "lr_multipliers", "init_scale", "min_multiplier", "sharpness", "dtype")
 """Settings that a method fills in; the others left at None are read from the weights."""
 
 

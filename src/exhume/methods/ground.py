@@ -43,6 +43,9 @@ class Reconstruction:
     """A row of METHODS: exhume, or reference (the papers' scheme, exactly)."""
     steps: int | None = None
     """Steps of the optimiser; None: 1000 for exhume, 50000 for reference."""
+    restarts: int | None = None
+    """Searches from independent starts. The first one's candidates are the result, the others tell by agreement how
+    sure each is; None: 2 for exhume, 1 for reference."""
     images: int | None = None
     """Number of training images assumed; None: read from the spectrum of the first layer."""
     per_class: int | None = None
@@ -73,7 +76,7 @@ class Reconstruction:
             raise InputError(f"Unknown objective {self.objective!r}; there are {', '.join(OBJECTIVES)}.")
         if self.dtype not in (None, "float32", "float64"):
             raise InputError(f"dtype must be float32 or float64, not {self.dtype!r}.")
-        for name in ("steps", "images", "per_class"):
+        for name in ("steps", "restarts", "images", "per_class"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}.")

@@ -65,7 +65,7 @@ def draw(run: Path) -> Path:
     """Writes run/report.html, a page that needs no other file and no other host, and returns its path.
 
     Without training.json the page leaves out how the network was trained; without scores.json it shows the candidates
-    by the share of the weights they explain, and says that nothing was checked.
+    by how sure the attacker is of them, and says that nothing was checked.
 
     Raises:
         InputError: the folder holds no checkpoint or no candidates, or one of its files is damaged.
@@ -90,7 +90,7 @@ def _contents(run: Path) -> Contents:
         published=published,
         weights=_tensors(run / "checkpoint.safetensors", "centre"),
         found=found,
-        candidates=_tensors(run / "candidates.safetensors", "images", "labels", "explained"),
+        candidates=_tensors(run / "candidates.safetensors", "images", "labels", "explained", "confidence"),
         training=_optional(run / "training.json", TrainingRecord),
         scores=scores,
         truth=truth,
@@ -162,12 +162,14 @@ def _control(truth: dict[str, Tensor]) -> list[Pair]:
 
 
 def _unchecked(run: Contents) -> list[Pair]:
-    """Candidates alone, those that explain most of the weights first."""
-    images, labels, explained = (run.candidates[name] for name in ("images", "labels", "explained"))
-    best = explained.argsort(descending=True, stable=True)
+    """Candidates alone, the surest first, or after a single search those that explain most of the weights."""
+    images, labels, explained, sure = (run.candidates[name] for name in ("images", "labels", "explained", "confidence"))
+    known = not sure.isnan().all()
+    order = (sure.nan_to_num(-1.0) if known else explained).argsort(descending=True, stable=True)
+    values = [f"{sure[row]:.0%} sure" if known else f"explains {explained[row]:.2%}" for row in order.tolist()]
     return [
-        Pair(_class(run.published, labels[row].item()), f"candidate {row}", f"{explained[row]:.2%}", None, picture)
-        for row, picture in zip(best.tolist(), figures.stretched(images[best]), strict=True)
+        Pair(_class(run.published, labels[row].item()), f"candidate {row}", value, None, picture)
+        for row, value, picture in zip(order.tolist(), values, figures.stretched(images[order]), strict=True)
     ]
 
 

@@ -1,0 +1,44 @@
+"""How sure the attacker is of each candidate when no truth is at hand: independent searches that agree."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from exhume.candidates import Images
+from exhume.metrics import similarity
+
+CALIBRATION = (-2.3, 2.1)
+"""Intercept and slope of the log-odds by -log10(1 - agreement), fitted to networks b2 to b5 of the benchmark."""
+
+
+def agreement(
+    images: Images,
+    labels: Int[Tensor, " m"],
+    others: Sequence[tuple[Images, Int[Tensor, " k"]]],
+) -> Float[Tensor, " m"]:
+    """Similarity (NCC) of each candidate with its nearest of the same label in each other search, averaged.
+
+    A search from another start ends in another minimum, unless the weights determine the image (Oz et al. 2024).
+
+    Returns:
+        [m] in [-1, 1]; NaN where there is no other search, or the candidate is not finite.
+    """
+    nearest = []
+    for found, of in others:
+        alike = similarity(images, found)
+        alike = alike.where(labels[:, None] == of[None], -1.0).masked_fill(~_finite(found), -1.0)
+        nearest.append(alike.amax(1))
+    averaged = torch.stack(nearest).mean(0) if nearest else images.new_full((len(images),), torch.nan)
+    return averaged.masked_fill(~_finite(images), torch.nan)
+
+
+def confidence(agreed: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """The chance, [m] in [0, 1], that a candidate shows a training image at NCC >= 0.9, by its agreement; NaN stays."""
+    intercept, slope = CALIBRATION
+    return torch.sigmoid(intercept - slope * (1 - agreed).clamp(1e-6, 1).log10())
+
+
+def _finite(images: Images) -> Shaped[Tensor, " m"]:
+    return images.isfinite().flatten(1).all(1)

@@ -1,0 +1,45 @@
+"""Agreement of independent searches, and what it is worth."""
+
+import pytest
+import torch
+
+from exhume.confidence import agreement, confidence
+
+
+def noise(count: int, seed: int) -> torch.Tensor:
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+LABELS = torch.tensor([0, 0, 1, 1])
+
+
+def test_only_a_twin_of_the_same_label_in_the_other_search_agrees() -> None:
+    mine, theirs = noise(4, 0), noise(4, 1)
+    theirs[1], theirs[3] = 0.3 + 0.5 * mine[0], mine[1]  # a twin of the first; of the second, but in another class
+    agreed = agreement(mine, LABELS, [(theirs, LABELS)])
+    assert agreed[0].item() == pytest.approx(1, abs=1e-6)
+    assert (agreed[1:] < 0.5).all()
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(agreement(mine, LABELS, [(theirs[order], LABELS[order])]), agreed)
+
+
+def test_several_searches_are_averaged_and_none_tells_nothing() -> None:
+    mine = noise(4, 0)
+    one, two = [(mine, LABELS)], [(noise(4, 1), LABELS)]
+    both = agreement(mine, LABELS, one + two)
+    torch.testing.assert_close(both, (agreement(mine, LABELS, one) + agreement(mine, LABELS, two)) / 2)
+    assert agreement(mine, LABELS, []).isnan().all()
+    assert confidence(agreement(mine, LABELS, [])).isnan().all()
+
+
+def test_what_is_not_finite_agrees_with_nothing() -> None:
+    mine, theirs = noise(4, 0), noise(4, 0)
+    mine[0, 0, 0, 0], theirs[1] = torch.nan, torch.inf
+    agreed = agreement(mine, LABELS, [(theirs, LABELS)])
+    assert agreed[0].isnan() and agreed[1] < 0.5
+    torch.testing.assert_close(agreed[2:], torch.ones(2), atol=1e-6, rtol=0)
+
+
+def test_confidence_rises_with_agreement_from_never_to_certain() -> None:
+    values = confidence(torch.tensor([-1.0, 0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0]))
+    assert (values.diff() >= 0).all() and values[0] < 0.2 and values[-1] > 0.99
