@@ -15,11 +15,12 @@ from tyro.conf import Positional
 from exhume.checkpoint import load_checkpoint
 from exhume.commands import bars
 from exhume.errors import InputError
+from exhume.matching import match
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.presets import TRAININGS
 from exhume.problems import Problem, Selection, load_problem, locate
-from exhume.runs import read_training
+from exhume.runs import load_candidates, read_training
 from exhume.stages import reconstruct_run, score_run, train_run
 from exhume.training import Training, resolve_loss
 
@@ -52,28 +53,37 @@ TARGETS = {
     "b9": Target("faces", 50, replace(DECAY, lr=0.05)),
 }
 """Sized for a CPU. b1 to b9 are named as in RESULTS.md."""
+SURE = 0.9
+"""Confidence from which a candidate is called sure."""
 
 
-def main(targets: Positional[tuple[str, ...]], /, seeds: tuple[int, ...] = (0,), device: str = "auto") -> None:
+def main(
+    targets: Positional[tuple[str, ...]],
+    /,
+    seeds: tuple[int, ...] = (0,),
+    device: str = "auto",
+    restarts: int | None = None,
+) -> None:
     """Trains, attacks and scores each target for each seed.
 
     Args:
         targets: rows of TARGETS.
         seeds: seeds of training and reconstruction.
         device: auto, cpu or cuda.
+        restarts: searches; 1 leaves the counts as they are and the confidence unknown.
     """
     columns = ("target", "seed", "NCC >= 0.9", "never seen", ">= 0.7", "never seen", "SSIM > 0.4", "never seen")
-    columns += ("images read", "train s", "reconstruct s")
+    columns += ("sure", "of them right", "images read", "train s", "reconstruct s")
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
     for name in targets:
         if name not in TARGETS:
             raise SystemExit(f"There is no target {name}; there are {', '.join(TARGETS)}.")
         for seed in seeds:
-            print(row(name, TARGETS[name], seed, device), flush=True)
+            print(row(name, TARGETS[name], seed, device, restarts), flush=True)
 
 
-def row(name: str, target: Target, seed: int, device: str) -> str:
+def row(name: str, target: Target, seed: int, device: str, restarts: int | None) -> str:
     """One line of the table."""
     folder = Path("runs/benchmarks") / f"{name}-{seed}"
     origin = locate(target.problem, Selection(per_class=target.per_class))
@@ -82,8 +92,13 @@ def row(name: str, target: Target, seed: int, device: str) -> str:
     with bars() as listener:
         if not _trained(folder, problem, network, training):
             train_run(folder, problem, origin, network, training, device=device, overwrite=True, listener=listener)
-        found = reconstruct_run(folder, Reconstruction(seed=seed), device=device, overwrite=True, listener=listener)
+        found = reconstruct_run(
+            folder, Reconstruction(seed=seed, restarts=restarts), device=device, overwrite=True, listener=listener
+        )
     scores = score_run(folder)
+    candidates = load_candidates(folder)[0]
+    sure = candidates.confidence >= SURE
+    right = int((match(candidates, problem.images).similarity.amax(0)[sure] >= 0.9).sum())
     cells = (
         name,
         seed,
@@ -93,6 +108,8 @@ def row(name: str, target: Target, seed: int, device: str) -> str:
         scores.null["0.7"],
         scores.ssim.good,
         scores.ssim.null_good,
+        int(sure.sum()) if restarts != 1 else "-",
+        right if restarts != 1 else "-",
         found.reading.images,
         f"{scores.seconds.train:.0f}",
         f"{scores.seconds.reconstruct:.0f}",

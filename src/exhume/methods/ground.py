@@ -49,7 +49,7 @@ class Reconstruction:
     images: int | None = None
     """Number of training images assumed; None: read from the spectrum of the first layer."""
     per_class: int | None = None
-    """Candidates of each class; None: twice the images assumed, shared evenly, at least 200 in all."""
+    """Candidates of each class; None: twice the images assumed, at least 200 in all and as far as neurons allow."""
     objective: str | None = None
     """A row of OBJECTIVES; None: binary, regression, multiclass for exhume, runner-up for reference."""
     lr_images: float | None = None
@@ -159,8 +159,16 @@ def assumed_images(
     return (rank, "weights") if rank else (GUESS, "nothing")
 
 
-def balanced_labels(target: Target, config: Reconstruction, images: int) -> Tensor:
-    per_class = config.per_class or -(-max(2 * images, 200) // target.labels)
+def balanced_labels(target: Target, config: Reconstruction, images: int, neurons: int | None = None) -> Tensor:
+    """The candidates' labels: twice the images assumed, at least 200, shared evenly among the classes.
+
+    Within r directions m candidates have m r unknowns and the first layer gives `neurons` x r equations. No more
+    candidates than half the neurons, or than images, leave the condition over-determined.
+    """
+    count = max(2 * images, 200)
+    if neurons is not None:
+        count = min(count, max(images, neurons // 2))
+    per_class = config.per_class or -(-count // target.labels)
     return torch.arange(target.labels, device=target.centre.device).repeat_interleave(per_class)
 
 

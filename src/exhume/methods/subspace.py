@@ -18,6 +18,7 @@ from exhume.methods.ground import (
 )
 from exhume.networks import ACTIVATIONS, CentredNetwork
 from exhume.reading import (
+    SMOOTH_DIRECTIONS,
     SMOOTH_ROUGHNESS,
     Subspace,
     first_layer,
@@ -47,7 +48,7 @@ class SubspaceSearch:
         self.dense = Dense([self.subspace.first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
         self.factor: Tensor | None = None
         self.evaluations = 0
-        self.labels = balanced_labels(target, config, self.reading.images)
+        self.labels = balanced_labels(target, config, self.reading.images, len(self.subspace.first))
         pixels = self.subspace.basis[: self.offset.numel()]
         around = (target.centre - self.offset).flatten() @ pixels
         self.coordinates = first_guess((len(self.labels), self.reading.rank), config.init_scale, around, generator)
@@ -109,8 +110,11 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> tuple[
     rank = min(max(read, images), *first_layer(dense).shape)
     space = space.leading(rank)
     stationary = is_stationary(dense, images)
-    # the first few directions are smooth whatever the images are
-    smooth = rank >= 50 and min(target.shape[1:]) >= 3 and roughness(space.basis, target.shape) < SMOOTH_ROUGHNESS
+    smooth = (
+        rank >= SMOOTH_DIRECTIONS
+        and min(target.shape[1:]) >= 3
+        and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
+    )
     names = [name for name, parameter in target.network.named_parameters() if parameter.requires_grad]
     first_names = names[: 1 + (dense.biases[0] is not None)]
     return (
