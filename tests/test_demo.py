@@ -22,8 +22,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_most_digits_come_out_and_strangers_do_not(demo: tuple[Path, str]) -> None:
     scores = json.loads((demo[0] / "scores.json").read_text())
     assert scores["images"] == scores["never_seen"] == 100
-    # seeds 0 to 2 gave 73, 68 and 69 with 1 never-seen each; the aim is 55 with at most 3
-    assert scores["recovered"]["0.9"] >= 55
+    # 91 with 1 never-seen, see benchmarks/RESULTS.md; rounding differs between machines
+    assert scores["recovered"]["0.9"] >= 80
     assert scores["null"]["0.9"] <= 3
     assert scores["p_value"] < 1e-12
 
