@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from exhume import InputError
 from exhume.descent import dense_relu, descend
 from exhume.networks import Network, build
 from exhume.problems import Problem
@@ -93,6 +94,23 @@ def test_cross_entropy_keeps_the_digits_of_its_gradient(scale: float) -> None:
     for i, (own, odds) in enumerate(zip(labels.tolist(), others, strict=True)):
         assert slopes[i, own].item() == pytest.approx(-odds / (1 + odds) / 2, rel=1e-4)
     torch.testing.assert_close(loss, functional.cross_entropy(scores, labels), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("margin", [0.5, 20.0, 80.0])
+def test_binary_cross_entropy_keeps_the_digits_of_its_gradient(label: int, margin: float) -> None:
+    scores = torch.tensor([[margin if label else -margin]]).requires_grad_()
+    loss = LOSSES["bce"].loss(scores, torch.tensor([label]))
+    (slope,) = torch.autograd.grad(loss, scores)
+    odds = math.exp(-margin)
+    assert loss.item() == pytest.approx(math.log1p(odds), rel=1e-4)
+    assert slope.item() == pytest.approx((-1 if label else 1) * odds / (1 + odds), rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"loss": "mse"}, {"weight_decay": 1e-3}])
+def test_a_growing_rate_is_refused_where_the_loss_has_a_floor(settings: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="lr_over_loss is for bce and ce"):
+        Training(lr_over_loss=1e-3, **settings)  # type: ignore[arg-type]
 
 
 def test_the_rate_grows_as_the_loss_falls() -> None:

@@ -259,6 +259,19 @@ def test_a_single_search_is_sure_of_nothing_and_finds_the_same() -> None:
     torch.testing.assert_close(one.images, two.images, rtol=0, atol=0)
 
 
+def test_a_divergence_between_two_looks_is_a_status_too() -> None:
+    found = reconstruct(checkpoint("multiclass"), replace(SMALL["exhume"], lr_images=1e20, steps=3000))
+    assert found.status == "diverged" and found.confidence.isnan().all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.01])
+def test_candidates_move_whatever_the_centre(value: float) -> None:
+    """Where no mean was subtracted the centre is 0, which gives the images no scale."""
+    victim = replace(checkpoint("multiclass"), centre=torch.full((1, 5, 5), value))
+    short, longer = (reconstruct(victim, replace(SMALL["exhume"], steps=steps)) for steps in (1, 40))
+    assert (longer.images - short.images).abs().mean() > 2e-3
+
+
 def test_no_more_candidates_than_equations_allow() -> None:
     """Half the 700 neurons where twice the 300 images would be too many; what is asked for stays."""
     target = Target(network=nn.Identity(), centre=torch.zeros(1, 5, 5), task="binary", outputs=1)

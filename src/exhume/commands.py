@@ -54,7 +54,9 @@ class Demo:
                 overwrite=True,
                 listener=listener,
             )
-            found = reconstruct_run(self.out, Reconstruction(seed=self.seed), device=self.device, listener=listener)
+            found = reconstruct_run(
+                self.out, Reconstruction(seed=self.seed, steps=600), device=self.device, listener=listener
+            )
         scores = score_run(self.out)
         page = draw(self.out)
         last, seconds = trained.history[-1], trained.provenance.seconds

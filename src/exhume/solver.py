@@ -52,7 +52,8 @@ def reconstruct(
     images, labels = best.images.float().cpu(), _labels(aim, search, best)
     others = [
         (found.images.float().cpu(), _labels(aim, of, found))
-        for of, (_, found) in zip(searches[1:], outcomes[1:], strict=True)
+        for of, (past, found) in zip(searches[1:], outcomes[1:], strict=True)
+        if not diverged and math.isfinite(past[-1].residual + past[-1].penalty)  # a divergence is no evidence
     ]
     return Candidates(
         images=images,

@@ -22,7 +22,8 @@ Loss = Callable[[Float[Tensor, "n k"], Shaped[Tensor, " n"]], Tensor]
 
 
 def _bce(scores: Tensor, labels: Tensor) -> Tensor:
-    return functional.binary_cross_entropy_with_logits(scores[:, 0], labels.to(scores.dtype))
+    """Binary cross-entropy as log(1 + exp(-y s)), whose gradient keeps its digits for both labels."""
+    return functional.softplus(-scores[:, 0] * (2 * labels.to(scores.dtype) - 1), threshold=100).mean()
 
 
 def _ce(scores: Tensor, labels: Tensor) -> Tensor:
@@ -77,8 +78,8 @@ class Training:
     lr: float = 0.5
     """Learning rate of gradient descent."""
     lr_over_loss: float = 0.0
-    """The rate is lr_over_loss / loss where that is larger than lr: the same path in ever longer strides, once the
-    loss is small (Lyu & Li 2020, appendix L). A thousandth is safe; 0: always lr."""
+    """For bce and ce without decay: the rate is lr_over_loss / loss where that is larger than lr, the same path in ever
+    longer strides (Lyu & Li 2020, appendix L). A thousandth is safe; 0: always lr."""
     momentum: float = 0.0
     """Momentum; large values spoil the stationarity that reconstruction lives on."""
     weight_decay: float = 0.0
@@ -108,6 +109,8 @@ class Training:
             raise InputError(f"lr must be positive, not {self.lr}.")
         if not 0 <= self.lr_over_loss < math.inf:
             raise InputError(f"lr_over_loss must not be negative, and {self.lr_over_loss} is.")
+        if self.lr_over_loss and (self.weight_decay or self.loss in ("mse", "huber", "l2.5")):
+            raise InputError("lr_over_loss is for bce and ce without weight decay: elsewhere the loss has a floor.")
         if not (0 <= self.momentum < 1) or not 0 <= self.weight_decay < math.inf:
             raise InputError("momentum must be in [0, 1) and weight_decay must not be negative.")
         if not (math.isfinite(self.stop_loss) and math.isfinite(self.stop_gradient)):

@@ -184,8 +184,13 @@ def outside(images: Tensor) -> Tensor:
 
 
 def spread(centre: Tensor) -> float:
-    """The largest root-mean-square distance from their mean that images in [0, 1] can have: their scale."""
-    return float((centre * (1 - centre)).clamp_min(0).sum().sqrt())
+    """The largest root-mean-square distance from their mean that images in [0, 1] can have: their scale.
+
+    Where the centre is no such mean (zero, say, because none was subtracted): that of a grey one.
+    """
+    widest = 0.5 * centre.numel() ** 0.5
+    own = float((centre * (1 - centre)).clamp_min(0).sum().sqrt())
+    return own if own > 0.05 * widest else widest
 
 
 def image_optimisers(

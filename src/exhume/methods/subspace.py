@@ -63,7 +63,8 @@ class SubspaceSearch:
         )
         if self.reading.weighted and self.evaluations % REWEIGHTED == 0:
             with torch.no_grad():
-                self.factor = left_behind(self.subspace.first, *terms[0], error=LEFT_BEHIND, floor=FLOOR)
+                if all(part.isfinite().all() for part in terms[0]):  # a divergence is seen in the residual
+                    self.factor = left_behind(self.subspace.first, *terms[0], error=LEFT_BEHIND, floor=FLOOR)
         self.evaluations += 1
         gradients = summed(self.dense, terms)
         parameters = self.dense.parameters[: len(gradients)]
