@@ -380,7 +380,7 @@ def test_the_results_go_to_one_stream_and_the_progress_to_the_other(
     main(["reconstruct", "run", *SHORT])
     said = capsys.readouterr()
     assert said.out.startswith("All 3 steps are over. Residual ") and said.out.count("\n") == 1
-    assert "3/3" in said.err
+    assert "6/6" in said.err  # two searches of three steps
     main(["score", "run"])
     said = capsys.readouterr()
     assert "of 10 training images came out" in said.out

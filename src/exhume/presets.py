@@ -91,6 +91,7 @@ def _reference(  # noqa: PLR0917 a row of the papers' table
     settings = Reconstruction(
         method="reference",
         steps=50_000,
+        restarts=1,
         per_class=per_class,
         init_scale=init_scale,
         lr_images=lr_images,
