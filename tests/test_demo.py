@@ -22,7 +22,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_most_digits_come_out_and_strangers_do_not(demo: tuple[Path, str]) -> None:
     scores = json.loads((demo[0] / "scores.json").read_text())
     assert scores["images"] == scores["never_seen"] == 100
-    # with 1,000 steps instead of 600: 91 with 2 never-seen, see benchmarks/RESULTS.md
+    # 90 with 2 never-seen, see benchmarks/RESULTS.md
     assert scores["recovered"]["0.9"] >= 80
     assert scores["null"]["0.9"] <= 3
     assert scores["p_value"] < 1e-12
