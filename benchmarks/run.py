@@ -15,6 +15,7 @@ from tyro.conf import Positional
 from exhume.checkpoint import load_checkpoint
 from exhume.commands import bars
 from exhume.errors import InputError
+from exhume.losses import resolve_loss
 from exhume.matching import match
 from exhume.methods import Reconstruction
 from exhume.networks import Network
@@ -22,7 +23,7 @@ from exhume.presets import TRAININGS
 from exhume.problems import Problem, Selection, load_problem, locate
 from exhume.runs import load_candidates, read_training
 from exhume.stages import reconstruct_run, score_run, train_run
-from exhume.training import Training, resolve_loss
+from exhume.training import Training
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Target:
 DECAY = Training(lr=0.5, epochs=10_000, weight_decay=2e-3)
 NO_DECAY = Training(lr=0.5, epochs=1000)
 LONG = Training(lr=0.5, lr_over_loss=1e-3, epochs=20_000, stop_loss=1e-12, evaluate_every=50)
+ORDINARY = Training(optimiser="adam", lr=1e-3, batch_size=32, epochs=500, evaluate_every=1, patience=10)
 DEFAULT_INIT = Network(init_scale=None)
 TARGETS = {
     "demo": Target("mnist-digits", 10, TRAININGS["demo"].training, TRAININGS["demo"].network),
@@ -50,9 +52,16 @@ TARGETS = {
     "b6-decay": Target("mnist-digits", 50, DECAY),
     "b7": Target("cifar10-multiclass", 50, LONG),
     "b8": Target("cifar10-vehicles-animals", 250, replace(LONG, lr=0.1)),
+    "b8-decay": Target(
+        "cifar10-vehicles-animals-regression",
+        250,
+        replace(DECAY, lr=0.1, weight_decay=7.5e-4, epochs=50_000),
+        DEFAULT_INIT,
+    ),
     "b9": Target("faces", 50, replace(DECAY, lr=0.05)),
+    "b10": Target("mnist-digits", 10, ORDINARY, Network(init_scale=None, bias="all")),
 }
-"""Sized for a CPU. b1 to b9 are named as in RESULTS.md."""
+"""Sized for a CPU. b1 to b10 are named as in RESULTS.md."""
 SURE = 0.9
 """Confidence from which a candidate is called sure."""
 

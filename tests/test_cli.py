@@ -15,12 +15,12 @@ import torch
 
 from exhume.checkpoint import load_checkpoint
 from exhume.cli import COMMANDS, main, parse
+from exhume.losses import resolve_loss
 from exhume.methods import METHODS, resolve
 from exhume.networks import Task, build
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, names_and_summaries
 from exhume.runs import FILES
-from exhume.training import resolve_loss
 
 EXHUME = Path(sys.executable).with_name("exhume")
 README = Path(__file__).parents[1] / "README.md"

@@ -9,9 +9,10 @@ from torch.nn import functional
 
 from exhume import InputError
 from exhume.descent import dense_relu, descend
+from exhume.losses import LOSSES
 from exhume.networks import Network, build
 from exhume.problems import Problem
-from exhume.training import LOSSES, Trained, Training, train
+from exhume.training import Trained, Training, train
 
 
 def problem(count: int) -> Problem:

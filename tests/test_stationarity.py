@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional
 
+from exhume.losses import LOSSES
 from exhume.methods import METHODS, Reconstruction, as_dense, resolve
 from exhume.methods.ground import Target
 from exhume.methods.pixels import any_network
@@ -31,7 +32,7 @@ from exhume.stationarity import (
     smooth_hinges,
     summed,
 )
-from exhume.training import LOSSES, Training, train
+from exhume.training import Training, train
 
 MLP = Network(widths=(12, 9), init_scale=None)
 NETWORKS = {

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from exhume.errors import InputError
+from exhume.losses import LOSSES, LossRow, resolve_loss
 from exhume.networks import Network, Task
 from exhume.problems import Problem
 from exhume.progress import Progress
-from exhume.training import LOSSES, LossRow, Trained, Training, TrainingState, resolve_loss, train
+from exhume.training import Trained, Training, TrainingState, train
 
 TASKS: tuple[Task, ...] = get_args(Task)
 SMALL = Network(widths=(16,), init_scale=None)
@@ -176,6 +177,23 @@ def test_batches_cover_every_image_once_an_epoch(seen_batches: list[list[float]]
     assert len(set(epochs)) == 6  # shuffled anew each time
 
 
+def test_adam_takes_adams_steps() -> None:
+    """Kingma & Ba 2015, algorithm 1, on a linear network; the decay is part of the gradient."""
+    problem = make_problem("regression")
+    settings = {"optimiser": "adam", "loss": "mse", "lr": 0.01, "weight_decay": 0.3, "dtype": "float64"}
+    parameters = [
+        flat_weights(train(problem, Training(epochs=epochs, **settings), network=LINEAR)).numpy() for epochs in range(4)
+    ]
+    centred = problem.images.double() - problem.images.double().mean(0)
+    design = np.concatenate([centred.flatten(1).numpy(), np.ones((len(centred), 1))], 1)
+    theta, first, second = parameters[0], np.zeros(design.shape[1]), np.zeros(design.shape[1])
+    for step in (1, 2, 3):
+        gradient = linear_gradient("mse", design, theta, problem.labels.double().numpy()) + 0.3 * theta
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        theta = theta - 0.01 * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        np.testing.assert_allclose(parameters[step], theta, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("batch_size", [None, 12, 100])
 def test_a_batch_of_all_images_is_gradient_descent(batch_size: int | None) -> None:
     config = Training(epochs=5, batch_size=batch_size)
@@ -215,6 +233,17 @@ def test_stops_when_the_gradient_vanishes() -> None:
     torch.testing.assert_close(flat_weights(trained), solution, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("patience", [1, 3])
+def test_stops_when_never_seen_images_are_told_no_better(patience: int) -> None:
+    config = Training(epochs=500, lr=0.3, evaluate_every=2, patience=patience)
+    trained = train(make_problem(), config)
+    assert trained.status == "no better"
+    accuracies = [point.held_out_accuracy for point in trained.history]
+    best = accuracies.index(max(accuracies))
+    assert len(accuracies) - 1 - best == patience
+    assert f"since epoch {2 * best}" in trained.message
+
+
 def test_ends_with_the_epochs_otherwise() -> None:
     trained = train(make_problem(), Training(epochs=10))
     assert (trained.status, trained.message) == ("epochs over", "All 10 epochs are over.")
@@ -243,8 +272,14 @@ def test_divergence_is_a_status(loss: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"momentum": 0.9}, {"batch_size": 5}, {"momentum": 0.9, "batch_size": 5, "dtype": "float64"}],
-    ids=["full batch", "momentum", "batches", "all"],
+    [
+        {},
+        {"momentum": 0.9},
+        {"batch_size": 5},
+        {"momentum": 0.9, "batch_size": 5, "dtype": "float64"},
+        {"optimiser": "adam", "batch_size": 5},
+    ],
+    ids=["full batch", "momentum", "batches", "all", "adam"],
 )
 def test_a_resumed_training_ends_with_the_very_same_numbers(settings: dict[str, object]) -> None:
     problem, config = make_problem(), Training(epochs=30, lr=0.1, evaluate_every=4, **settings)
@@ -362,6 +397,10 @@ def test_the_listener_hears_of_every_evaluation() -> None:
         ({"lr": float("nan")}, "lr must be positive"),
         ({"lr": float("inf")}, "lr must be positive"),
         ({"momentum": 1.0}, "momentum must be in"),
+        ({"optimiser": "lbfgs"}, "optimiser must be sgd or adam"),
+        ({"optimiser": "adam", "momentum": 0.5}, "are for sgd"),
+        ({"optimiser": "adam", "lr_over_loss": 1e-3}, "are for sgd"),
+        ({"patience": 0}, "patience must be at least 1"),
         ({"momentum": -0.1}, "momentum must be in"),
         ({"momentum": float("nan")}, "momentum must be in"),
         ({"weight_decay": -1e-3}, "weight_decay must not be negative"),

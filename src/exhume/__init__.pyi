@@ -4,6 +4,7 @@ from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import load_state_dict as load_state_dict
 from .checkpoint import save_checkpoint as save_checkpoint
 from .errors import InputError as InputError
+from .losses import LOSSES as LOSSES
 from .matching import match as match
 from .methods import METHODS as METHODS
 from .methods import Reconstruction as Reconstruction
@@ -21,6 +22,5 @@ from .scores import score as score
 from .scores import sentence as sentence
 from .solver import reconstruct as reconstruct
 from .stationarity import OBJECTIVES as OBJECTIVES
-from .training import LOSSES as LOSSES
 from .training import Training as Training
 from .training import train as train

@@ -8,7 +8,7 @@ scores.json, .safetensors            what the auditor counted, and the pairs
 report.html                          the page
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -142,7 +142,7 @@ def remove_stage(folder: Path, stage: str) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-_POINT = ("epoch", "loss", "gradient", "accuracy", "held_out_accuracy")
+_POINT = tuple(item.name for item in fields(TrainingPoint))
 
 
 def save_state(folder: Path, state: TrainingState) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exhume.errors import InputError
+from exhume.losses import resolve_loss
 from exhume.matching import match
 from exhume.methods import Reconstruction, resolve
 from exhume.networks import Network, Shape, check
@@ -33,7 +34,7 @@ from exhume.runs import (
 )
 from exhume.scores import Seconds, never_seen, score
 from exhume.solver import reconstruct
-from exhume.training import Training, TrainingState, resolve_loss, train
+from exhume.training import Training, TrainingState, train
 
 SAVE_EVERY = 20.0
 """Seconds between two savings of a training under way."""

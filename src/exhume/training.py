@@ -2,69 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from exhume.checkpoint import Checkpoint
 from exhume.descent import dense_relu, descend
 from exhume.errors import InputError, check_seed
-from exhume.networks import Network, Task, build
+from exhume.losses import LOSSES, resolve_loss, targets
+from exhume.networks import Network, build
 from exhume.problems import Problem
 from exhume.progress import Listener, Progress, silent
-
-Loss = Callable[[Float[Tensor, "n k"], Shaped[Tensor, " n"]], Tensor]
-
-
-def _bce(scores: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy as log(1 + exp(-y s)), whose gradient keeps its digits for both labels."""
-    return functional.softplus(-scores[:, 0] * (2 * labels.to(scores.dtype) - 1), threshold=100).mean()
-
-
-def _ce(scores: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy as log(1 + sum_j exp(s_j - s_y)), whose gradient keeps its digits however small the loss is."""
-    others = scores - scores.gather(1, labels[:, None])
-    return functional.softplus(others.scatter(1, labels[:, None], -math.inf).logsumexp(1), threshold=100).mean()
-
-
-def _mse(scores: Tensor, labels: Tensor) -> Tensor:
-    return functional.mse_loss(scores[:, 0], _targets(scores, labels))
-
-
-def _huber(scores: Tensor, labels: Tensor) -> Tensor:
-    return functional.huber_loss(scores[:, 0], _targets(scores, labels))
-
-
-def _l25(scores: Tensor, labels: Tensor) -> Tensor:
-    return (scores[:, 0] - _targets(scores, labels)).abs().pow(2.5).mean()
-
-
-def _targets(scores: Tensor, labels: Tensor) -> Tensor:
-    """Real targets as they are; class indices 0 and 1 as -1 and +1."""
-    return labels.to(scores.dtype) if labels.is_floating_point() else 2 * labels.to(scores.dtype) - 1
-
-
-@dataclass(frozen=True)
-class LossRow:
-    """A loss, the mean over the images, and the tasks it is for."""
-
-    loss: Loss
-    tasks: tuple[Task, ...]
-
-
-LOSSES: dict[str, LossRow] = {
-    "bce": LossRow(_bce, ("binary",)),
-    "ce": LossRow(_ce, ("multiclass",)),
-    "mse": LossRow(_mse, ("regression", "binary")),
-    "huber": LossRow(_huber, ("regression", "binary")),
-    "l2.5": LossRow(_l25, ("regression", "binary")),
-}
-"""The losses of the papers by name. The first one that fits a task is its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +31,10 @@ class Training:
     lr_over_loss: float = 0.0
     """For bce and ce without decay: the rate is lr_over_loss / loss where that is larger than lr, the same path in ever
     longer strides (Lyu & Li 2020, appendix L). A thousandth is safe; 0: always lr."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """Gradient descent, or Adam, whose path leads to another margin: the condition is then an approximation."""
     momentum: float = 0.0
-    """Momentum; large values spoil the stationarity that reconstruction lives on."""
+    """Momentum of sgd; large values spoil the stationarity that reconstruction lives on."""
     weight_decay: float = 0.0
     """Weight decay, added to the gradient as weight_decay x weight."""
     batch_size: int | None = None
@@ -90,6 +43,8 @@ class Training:
     """Stop when the loss falls below."""
     stop_gradient: float = 0.0
     """Stop when the norm of the gradient, decay included, falls below: stationarity."""
+    patience: int | None = None
+    """Early stopping: stop when the accuracy on never-seen images has not improved for so many evaluations."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of the weights and of the arithmetic."""
     seed: int = 0
@@ -115,8 +70,14 @@ class Training:
             raise InputError("momentum must be in [0, 1) and weight_decay must not be negative.")
         if not (math.isfinite(self.stop_loss) and math.isfinite(self.stop_gradient)):
             raise InputError("stop_loss and stop_gradient must be finite.")
-        if any(value is not None and value < 1 for value in (self.batch_size, self.evaluate_every)):
-            raise InputError("batch_size and evaluate_every must be at least 1.")
+        for name in ("batch_size", "evaluate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}.")
+        if self.optimiser not in ("sgd", "adam"):
+            raise InputError(f"optimiser must be sgd or adam, not {self.optimiser!r}.")
+        if self.optimiser == "adam" and (self.momentum or self.lr_over_loss):
+            raise InputError("momentum and lr_over_loss are for sgd; adam has a momentum and a rate of its own.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +95,8 @@ class TrainingPoint:
 class Trained:
     """The result of `train`.
 
-    status: "stationary", "fitted" (loss below the limit), "epochs over" or "diverged", with `message` as a sentence;
+    status: "stationary", "fitted" (loss below the limit), "no better" (early stopping), "epochs over" or "diverged",
+    with `message` as a sentence;
     margins: [n], by how much each training image is on the right side (regression: minus the absolute residual).
     """
 
@@ -148,7 +110,10 @@ class Trained:
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where an interrupted training goes on: weights, momenta and the batches' generator after `epoch` epochs."""
+    """Where an interrupted training goes on: weights, momenta and the batches' generator after `epoch` epochs.
+
+    momenta: what the optimiser keeps of a parameter, by the parameter's name and its own: "0.weight momentum_buffer".
+    """
 
     epoch: int
     weights: dict[str, Tensor]
@@ -187,7 +152,7 @@ def train(
     while True:
         point = session.evaluate(epoch)
         history = [*(seen for seen in history if seen.epoch < epoch), point]
-        verdict = _verdict(point, config)
+        verdict = _verdict(history, config)
         if verdict:
             break
         keep(session.state(epoch, history, time.perf_counter() - start))
@@ -209,26 +174,18 @@ def train(
     )
 
 
-def resolve_loss(task: Task, name: str | None) -> str:
-    """The name of the loss for a task: `name` if it fits, the task's default if it is None.
-
-    Raises:
-        InputError: the loss is for other tasks.
-    """
-    fitting = [row for row, entry in LOSSES.items() if task in entry.tasks]
-    if name is not None and name not in fitting:
-        raise InputError(f"The loss {name} does not fit the task {task}; {', '.join(fitting)} would.")
-    return name or fitting[0]
-
-
-def _verdict(point: TrainingPoint, config: Training) -> tuple[str, str] | None:
-    """Why to stop at this point, as a status and a sentence; None to go on."""
+def _verdict(history: Sequence[TrainingPoint], config: Training) -> tuple[str, str] | None:
+    """Why to stop at the last point, as a status and a sentence; None to go on."""
+    point = history[-1]
     if not (math.isfinite(point.loss) and math.isfinite(point.gradient)):
         return "diverged", f"The loss was no longer finite after {point.epoch} epochs; a smaller lr may help."
     if point.loss < config.stop_loss:
         return "fitted", f"The loss fell below {config.stop_loss:g} after {point.epoch} epochs."
     if point.gradient < config.stop_gradient:
         return "stationary", f"The gradient's norm fell below {config.stop_gradient:g} after {point.epoch} epochs."
+    best = max(range(len(history)), key=lambda i: history[i].held_out_accuracy)
+    if config.patience is not None and len(history) - 1 - best >= config.patience:
+        return "no better", f"The accuracy on never-seen images has not improved since epoch {history[best].epoch}."
     return None
 
 
@@ -244,15 +201,14 @@ class _Session:
         self.module = build(network, centre, problem.outputs, self.generator).to(device)
         self.images, self.labels = problem.images.to(device, dtype), problem.labels.to(device)
         self.held_out, self.held_out_labels = problem.held_out.to(device, dtype), problem.held_out_labels.to(device)
-        self.optimiser = torch.optim.SGD(
-            self.module.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
-        )
+        self.optimiser = _optimiser(list(self.module.parameters()), config)
 
     def advance(self, epochs: int) -> None:
         """Passes over the training set."""
         size = self.config.batch_size or len(self.images)
         layers = dense_relu(list(self.module.layers))
-        if layers and size >= len(self.images) and not self.config.momentum:
+        plain = self.config.optimiser == "sgd" and not self.config.momentum
+        if layers and size >= len(self.images) and plain:
             inputs = self.module.centre(self.images).flatten(1)
             descend(layers, inputs, self._slope, self._rate, decay=self.config.weight_decay, epochs=epochs)
             return
@@ -306,12 +262,16 @@ class _Session:
 
     def state(self, epoch: int, history: list[TrainingPoint], seconds: float) -> TrainingState:
         """Everything that a later process needs to go on from here."""
-        buffers = [self.optimiser.state[p].get("momentum_buffer") for p in self.module.parameters()]
-        names = [name for name, _ in self.module.named_parameters()]
+        momenta = {
+            f"{name} {kept}": tensor.detach().clone()
+            for name, parameter in self.module.named_parameters()
+            for kept, tensor in self.optimiser.state[parameter].items()
+            if tensor is not None
+        }
         return TrainingState(
             epoch=epoch,
             weights={name: tensor.detach().clone() for name, tensor in self.module.named_parameters()},
-            momenta={n: b.clone() for n, b in zip(names, buffers, strict=True) if b is not None},
+            momenta=momenta,
             generator=self.generator.get_state(),
             history=history,
             seconds=seconds,
@@ -319,13 +279,15 @@ class _Session:
 
     def resume(self, state: TrainingState) -> list[TrainingPoint]:
         """Takes up a kept state; returns its history."""
+        parameters = dict(self.module.named_parameters())
         with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
+            for name, parameter in parameters.items():
                 parameter.copy_(state.weights[name])
-                if name in state.momenta:
-                    self.optimiser.state[parameter]["momentum_buffer"] = state.momenta[name].to(
-                        parameter.device, copy=True
-                    )
+        for key, tensor in state.momenta.items():
+            name, kept = key.split(" ")
+            # Adam counts its steps on the CPU
+            place = "cpu" if kept == "step" else parameters[name].device
+            self.optimiser.state[parameters[name]][kept] = tensor.to(place, copy=True)
         self.generator.set_state(state.generator)
         return state.history
 
@@ -348,14 +310,21 @@ class _Session:
             others = scores.scatter(1, self.labels[:, None], -math.inf)
             margins = right - others.amax(1)
         elif self.problem.task == "binary":
-            margins = scores[:, 0] * _targets(scores, self.labels)
+            margins = scores[:, 0] * targets(scores, self.labels)
         else:
-            margins = -(scores[:, 0] - _targets(scores, self.labels)).abs()
+            margins = -(scores[:, 0] - targets(scores, self.labels)).abs()
         return [float(margin) for margin in margins]
+
+
+def _optimiser(parameters: list[nn.Parameter], config: Training) -> torch.optim.Optimizer:
+    """Both add the decay to the gradient, as weight_decay x weight."""
+    if config.optimiser == "adam":
+        return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
 
 
 def _accuracy(scores: Tensor, labels: Tensor) -> float:
     """Share on the right side; for real targets, of the same sign."""
     if scores.shape[1] > 1:
         return (scores.argmax(1) == labels).double().mean().item()
-    return ((scores[:, 0] > 0) == (_targets(scores, labels) > 0)).double().mean().item()
+    return ((scores[:, 0] > 0) == (targets(scores, labels) > 0)).double().mean().item()

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from exhume.errors import InputError
+from exhume.losses import resolve_loss
 from exhume.metrics import measure_of
 from exhume.networks import Network, Task
 from exhume.records import read, read_tensors, replace_file
 from exhume.report import figures
 from exhume.runs import CandidatesRecord, ScoresRecord, TrainingRecord
 from exhume.scores import Scores, sentence
-from exhume.training import resolve_loss
 
 T = TypeVar("T")
 
