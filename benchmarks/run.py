@@ -51,7 +51,7 @@ TARGETS = {
     "b6": Target("mnist-digits", 50, replace(NO_DECAY, epochs=2000)),
     "b6-decay": Target("mnist-digits", 50, DECAY),
     "b7": Target("cifar10-multiclass", 50, LONG),
-    "b8": Target("cifar10-vehicles-animals", 250, replace(LONG, lr=0.1)),
+    "b8": Target("cifar10-vehicles-animals", 250, replace(LONG, lr=0.1, lr_over_loss=3e-4)),
     "b8-decay": Target(
         "cifar10-vehicles-animals-regression",
         250,

@@ -30,7 +30,9 @@ def found(images: Tensor) -> Candidates:
         explained=torch.full((m,), 1 / m),
         confidence=torch.full((m,), torch.nan),
         history=[],
-        reading=Reading(images=m, images_from="weights", rank=0, layers=[], weighted=False, smoothness=0.0),
+        reading=Reading(
+            images=m, images_from="weights", rank=0, left_out=None, layers=[], weighted=False, smoothness=0.0
+        ),
         status="done",
         message="",
     )

@@ -122,7 +122,15 @@ def _candidates(found: Tensor) -> Candidates:
         explained=torch.arange(count) / 1000,
         confidence=torch.full((count,), torch.nan),
         history=[HistoryPoint(step=s, residual=1 / (1 + s), penalty=0.0) for s in range(5)],
-        reading=Reading(images=12, images_from="weights", rank=11, layers=["1.weight"], weighted=True, smoothness=3e-5),
+        reading=Reading(
+            images=12,
+            images_from="weights",
+            rank=11,
+            left_out=0.01,
+            layers=["1.weight"],
+            weighted=True,
+            smoothness=3e-5,
+        ),
         status="done",
         message="All 1000 steps are over.",
     )

@@ -253,7 +253,9 @@ def test_what_the_attacker_is_sure_of_is_true(digits: tuple[Problem, Candidates]
 
 
 def test_a_single_search_is_sure_of_nothing_and_finds_the_same() -> None:
-    victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=20)
+    problem = load_problem("mnist-digits", Selection(per_class=3))
+    victim = train(problem, Training(epochs=300), network=Network(widths=(200,))).checkpoint
+    config = replace(SMALL["exhume"], steps=20)
     two, one = reconstruct(victim, config), reconstruct(victim, replace(config, restarts=1))
     assert one.confidence.isnan().all() and two.confidence.isfinite().all()
     torch.testing.assert_close(one.images, two.images, rtol=0, atol=0)
@@ -296,6 +298,8 @@ def test_an_untrained_network_gives_nothing_away() -> None:
     trained = train(problem, Training(epochs=0), network=Network(widths=(400,)))
     found = reconstruct(trained.checkpoint, Reconstruction(steps=300, images=30))
     assert (found.confidence >= 0.9).sum() == 0
+    few = reconstruct(trained.checkpoint, Reconstruction(steps=300, images=3))  # within 3 directions all searches agree
+    assert (few.confidence >= 0.9).sum() == 0
     scores = score(found, problem.images, problem.labels, problem.held_out)
     assert scores.recovered["0.9"] <= scores.null["0.9"] + 1
     assert scores.p_value > 0.05

@@ -24,7 +24,7 @@ class Reading:
 
     images: number of training images assumed; images_from: "weights" (read from the spectrum), "settings" (given) or
     "nothing" (a guess, where the first layer tells nothing); rank: dimension of the data's subspace in the first layer
-    (0: not used);
+    (0: not used); left_out: the strongest direction outside of it, as a share of the strongest of all (None: not used);
     layers: parameters whose stationarity was asked for; weighted: first layer's residual weighted by
     the error that training leaves behind;
     smoothness: weight of the smoothness prior.
@@ -33,6 +33,7 @@ class Reading:
     images: int
     images_from: Literal["weights", "settings", "nothing"]
     rank: int
+    left_out: float | None
     layers: list[str]
     weighted: bool
     smoothness: float
@@ -45,7 +46,7 @@ class Candidates:
     labels: [m] class indices (binary: 0 or 1; regression: the sign of the multiplier, 0 or 1);
     multipliers: [m], the sample's weight lambda; explained: [m], the share of the weights' squared norm that the
     candidate accounts for; confidence: [m], the chance that the candidate shows a training image, judged by another
-    search that found it too (largest first is the order to look at them in when no truth is at hand; NaN: one search);
+    search that found it too (largest first is the order to look at them in when no truth is at hand; NaN: unknown);
     status: "done" or "diverged", with `message` as a sentence.
     """
 

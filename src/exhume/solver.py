@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from exhume.candidates import Candidates, HistoryPoint
 from exhume.checkpoint import Checkpoint
-from exhume.confidence import agreement, confidence
+from exhume.confidence import agreement, can_tell, confidence
 from exhume.errors import InputError
 from exhume.methods import METHODS, resolve
 from exhume.methods.ground import Found, Reconstruction, Search, Target
@@ -42,7 +42,10 @@ def reconstruct(
     config = resolve(config, aim.task)
     aim = _moved(aim, getattr(torch, config.dtype or "float32"), torch.device(device))
     generator = torch.Generator().manual_seed(config.seed)
-    searches = [METHODS[config.method].start(aim, config, generator) for _ in range(config.restarts or 1)]
+    start = METHODS[config.method].start
+    searches = [start(aim, config, generator)]
+    if can_tell(searches[0].reading, searches[0].found().images):
+        searches += [start(aim, config, generator) for _ in range(1, config.restarts or 1)]
     outcomes = [
         _descend(search, config.steps or 1, part)
         for search, part in zip(searches, _parts(listener, len(searches)), strict=True)
@@ -101,14 +104,19 @@ def _descend(search: Search, steps: int, listener: Listener) -> tuple[list[Histo
             values = {"residual": history[-1].residual, "penalty": history[-1].penalty}
             listener(Progress(stage="reconstruct", step=step, total=steps, values=values))
         if step < steps:
-            groups = [group for optimiser in search.optimisers for group in optimiser.param_groups]
-            variables = [variable for group in groups for variable in group["params"]]
-            for variable in variables:
-                variable.grad = None
-            (residual + penalty).backward(inputs=variables)  # type: ignore[no-untyped-call]
-            for optimiser in search.optimisers:
-                optimiser.step()
+            take_step(search, residual + penalty)
     return history, found
+
+
+def take_step(search: Search, objective: Tensor) -> None:
+    """One step of the search's optimisers against the gradient of its objective."""
+    groups = [group for optimiser in search.optimisers for group in optimiser.param_groups]
+    variables = [variable for group in groups for variable in group["params"]]
+    for variable in variables:
+        variable.grad = None
+    objective.backward(inputs=variables)  # type: ignore[no-untyped-call]
+    for optimiser in search.optimisers:
+        optimiser.step()
 
 
 def _target(target: Checkpoint | nn.Module, task: Task | None, centre: Tensor | None) -> Target:

@@ -49,6 +49,7 @@ class PixelSearch:
             images=images,
             images_from=images_from,
             rank=0,
+            left_out=None,
             layers=[name for name, _ in named],
             weighted=False,
             smoothness=config.smoothness or 0.0,

@@ -109,6 +109,7 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> tuple[
     read, space = spectrum_of(dense)
     images, images_from = assumed_images(config, target, read)
     rank = min(max(read, images), *first_layer(dense).shape)
+    left_out = space.singular[rank : rank + 1].sum() / space.singular[0].clamp_min(1e-30)
     space = space.leading(rank)
     stationary = is_stationary(dense, images)
     smooth = (
@@ -125,6 +126,7 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> tuple[
             images=images,
             images_from=images_from,
             rank=rank,
+            left_out=left_out.item(),
             layers=names if stationary else first_names,
             weighted=config.weighted is not False,
             smoothness=config.smoothness if config.smoothness is not None else 1e-5 * smooth,

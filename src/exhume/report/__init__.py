@@ -166,7 +166,9 @@ def _unchecked(run: Contents) -> list[Pair]:
     images, labels, explained, sure = (run.candidates[name] for name in ("images", "labels", "explained", "confidence"))
     known = not sure.isnan().all()
     order = (sure.nan_to_num(-1.0) if known else explained).argsort(descending=True, stable=True)
-    values = [f"{sure[row]:.0%} sure" if known else f"explains {explained[row]:.2%}" for row in order.tolist()]
+    values = [
+        f"explains {explained[row]:.2%}" if sure[row].isnan() else f"{sure[row]:.0%} sure" for row in order.tolist()
+    ]
     return [
         Pair(_class(run.published, labels[row].item()), f"candidate {row}", value, None, picture)
         for row, value, picture in zip(order.tolist(), values, figures.stretched(images[order]), strict=True)

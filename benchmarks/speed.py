@@ -1,0 +1,178 @@
+"""Measures what a step costs, and prints ratios of times and of memory taken in one run.
+
+    python benchmarks/speed.py
+
+Shapes are those of b2 and b7 (see run.py). The weights are those of an untrained network: what a step costs does not
+depend on what is in them. Every time is the least of several.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import torch
+import tyro
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from exhume.descent import descend
+from exhume.losses import LOSSES
+from exhume.methods import METHODS, Reconstruction, resolve
+from exhume.methods.ground import Search, Target
+from exhume.methods.subspace import REWEIGHTED
+from exhume.networks import Network, Task, build
+from exhume.solver import take_step
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A network and how many images it was trained on."""
+
+    image: tuple[int, int, int]
+    outputs: int
+    images: int
+    task: Task
+
+
+SHAPES = {
+    "b2": Shape((1, 28, 28), 1, 100, "binary"),
+    "b7": Shape((3, 32, 32), 10, 500, "multiclass"),
+}
+
+
+def main(device: str = "cpu", steps: int = 2 * REWEIGHTED) -> None:
+    """Prints one line for each ratio, with what it was measured from.
+
+    Args:
+        device: cpu or cuda.
+        steps: of exhume, for one timing; of the papers' scheme a tenth.
+    """
+    print(f"{torch.get_num_threads()} threads, {device}, PyTorch {torch.__version__}")
+    for name, shape in SHAPES.items():
+        ours, theirs = ((method, shape, device) for method in ("exhume", "reference"))
+        fast, slow = _least(_steps(*ours), steps), _least(_steps(*theirs), max(steps // 10, 2))
+        products = _least(_products_alone(_steps(*ours), steps), 1) / steps
+        small, large = _peak(*ours), _peak(*theirs)
+        print(f"{name}: reference / exhume, one step: {slow / fast:.1f} ({1e3 * slow:.0f} ms / {1e3 * fast:.1f} ms)")
+        print(f"{name}: exhume's step / its matrix products: {fast / products:.2f} ({1e3 * products:.1f} ms)")
+        print(f"{name}: memory of a step, exhume / reference: {small / large:.2f} ({small:.0f} / {large:.0f} MB)")
+        epochs = _epochs(shape, device)
+        epoch, alone = _least(epochs, 20), _least(_products_alone(epochs, 20), 1) / 20
+        print(f"{name}: an epoch / its matrix products: {epoch / alone:.2f} ({1e3 * epoch:.1f} / {1e3 * alone:.1f} ms)")
+
+
+def search(method: str, shape: Shape, device: str) -> Search:
+    """A search as `reconstruct` would start it, on an untrained network."""
+    generator = torch.Generator().manual_seed(0)
+    config = resolve(Reconstruction(method=method, images=shape.images), shape.task)
+    centre = torch.full(shape.image, 0.5)
+    network = build(Network(), centre, shape.outputs, generator).to(device, getattr(torch, config.dtype or ""))
+    target = Target(network=network, centre=network.centre.centre, task=shape.task, outputs=shape.outputs)
+    return METHODS[method].start(target, config, generator)
+
+
+def _steps(method: str, shape: Shape, device: str) -> Callable[[int], None]:
+    under_way = search(method, shape, device)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            take_step(under_way, sum(under_way.objective()))
+
+    return run
+
+
+def _epochs(shape: Shape, device: str) -> Callable[[int], None]:
+    generator = torch.Generator().manual_seed(0)
+    network = build(Network(), torch.zeros(shape.image), shape.outputs, generator).to(device)
+    layers = [layer for layer in network.layers if isinstance(layer, torch.nn.Linear)]
+    inputs = torch.randn(shape.images, torch.Size(shape.image).numel(), generator=generator).to(device)
+    labels = (torch.arange(shape.images) % max(shape.outputs, 2)).to(device)
+    loss = LOSSES["ce" if shape.outputs > 1 else "bce"].loss
+
+    def slope(scores: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            value = loss(scores.requires_grad_(), labels)
+        return value, torch.autograd.grad(value, scores)[0]
+
+    # the span's basis is computed once in a training, so it is no part of an epoch
+    return lambda count: descend(layers, inputs[:, : shape.images], slope, lambda _: 1e-4, decay=0.0, epochs=count)
+
+
+def _least(run: Callable[[int], None], count: int, repeats: int = 5) -> float:
+    """Seconds for one of `count` steps: the least of several timings, after a warm-up."""
+    run(min(count, 3))
+    seconds = []
+    for _ in range(repeats):
+        _wait()
+        start = time.perf_counter()
+        run(count)
+        _wait()
+        seconds.append((time.perf_counter() - start) / count)
+    return min(seconds)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class _Products(TorchDispatchMode):
+    """Notes the factors of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = function.overloadpacket.__name__
+        if name.strip("_") in {"mm", "addmm", "bmm", "baddbmm"}:
+            left, right = args[-2:]
+            # of the same shape and layout, but not alive all at once
+            self.factors.append((_like(left), _like(right)))
+        return function(*args, **(kwargs or {}))
+
+
+_POOL: dict[tuple[object, ...], Tensor] = {}
+
+
+def _like(factor: Tensor) -> Tensor:
+    key = (factor.shape, factor.stride(), factor.dtype, factor.device)
+    if key not in _POOL:
+        _POOL[key] = torch.empty_strided(
+            factor.shape, factor.stride(), dtype=factor.dtype, device=factor.device
+        ).normal_()
+    return _POOL[key]
+
+
+def _products_alone(run: Callable[[int], None], count: int) -> Callable[[int], None]:
+    """The matrix products of `count` steps and nothing else."""
+    with _Products() as noted:
+        run(count)
+
+    def alone(_: int) -> None:
+        for left, right in noted.factors:
+            torch.matmul(left, right)
+
+    return alone
+
+
+def _peak(method: str, shape: Shape, device: str) -> float:
+    """Megabytes that steps take beyond what was there before the search began, at most, in a process of its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return float(pool.apply(_peak_here, (method, shape, device)))
+
+
+def _peak_here(method: str, shape: Shape, device: str) -> float:
+    if device == "cuda":
+        _steps(method, shape, device)(3)
+        return torch.cuda.max_memory_allocated() / 1e6
+    _steps(method, Shape((1, 4, 4), shape.outputs, 2, shape.task), device)(3)  # libraries are loaded
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _steps(method, shape, device)(3)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
