@@ -6,11 +6,11 @@ Shapes are those of b2 and b7 (see run.py). The weights are those of an untraine
 depend on what is in them. Every time is the least of several.
 """
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 import tyro
@@ -85,9 +85,10 @@ def _steps(method: str, shape: Shape, device: str) -> Callable[[int], None]:
 
 def _epochs(shape: Shape, device: str) -> Callable[[int], None]:
     generator = torch.Generator().manual_seed(0)
-    network = build(Network(), torch.zeros(shape.image), shape.outputs, generator).to(device)
+    # in the images' span, whose basis is computed once in a training and is no part of an epoch
+    network = build(Network(), torch.zeros(1, 1, shape.images), shape.outputs, generator).to(device)
     layers = [layer for layer in network.layers if isinstance(layer, torch.nn.Linear)]
-    inputs = torch.randn(shape.images, torch.Size(shape.image).numel(), generator=generator).to(device)
+    inputs = torch.randn(shape.images, shape.images, generator=generator).to(device)
     labels = (torch.arange(shape.images) % max(shape.outputs, 2)).to(device)
     loss = LOSSES["ce" if shape.outputs > 1 else "bce"].loss
 
@@ -96,8 +97,7 @@ def _epochs(shape: Shape, device: str) -> Callable[[int], None]:
             value = loss(scores.requires_grad_(), labels)
         return value, torch.autograd.grad(value, scores)[0]
 
-    # the span's basis is computed once in a training, so it is no part of an epoch
-    return lambda count: descend(layers, inputs[:, : shape.images], slope, lambda _: 1e-4, decay=0.0, epochs=count)
+    return lambda count: descend(layers, inputs, slope, lambda _: 1e-4, decay=0.0, epochs=count)
 
 
 def _least(run: Callable[[int], None], count: int, repeats: int = 5) -> float:
@@ -169,9 +169,15 @@ def _peak_here(method: str, shape: Shape, device: str) -> float:
         _steps(method, shape, device)(3)
         return torch.cuda.max_memory_allocated() / 1e6
     _steps(method, Shape((1, 4, 4), shape.outputs, 2, shape.task), device)(3)  # libraries are loaded
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     _steps(method, shape, device)(3)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    return _high_water() - before
+
+
+def _high_water() -> float:
+    """The most memory this process has had so far, in megabytes (Linux; getrusage would tell the parent's too)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
 
 
 if __name__ == "__main__":
