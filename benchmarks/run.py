@@ -106,7 +106,7 @@ def row(name: str, target: Target, seed: int, device: str, restarts: int | None)
         )
     scores = score_run(folder)
     candidates = load_candidates(folder)[0]
-    sure = candidates.confidence >= SURE
+    sure, told = candidates.confidence >= SURE, bool(candidates.confidence.isfinite().any())
     right = int((match(candidates, problem.images).similarity.amax(0)[sure] >= 0.9).sum())
     cells = (
         name,
@@ -117,8 +117,8 @@ def row(name: str, target: Target, seed: int, device: str, restarts: int | None)
         scores.null["0.7"],
         scores.ssim.good,
         scores.ssim.null_good,
-        int(sure.sum()) if restarts != 1 else "-",
-        right if restarts != 1 else "-",
+        int(sure.sum()) if told else "-",
+        right if told else "-",
         found.reading.images,
         f"{scores.seconds.train:.0f}",
         f"{scores.seconds.reconstruct:.0f}",

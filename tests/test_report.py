@@ -22,7 +22,7 @@ from exhume.methods import Reconstruction
 from exhume.metrics import min_max
 from exhume.networks import Network, Shape, Task, build
 from exhume.problems import Selection
-from exhume.records import Provenance, read, write, write_tensors
+from exhume.records import Provenance, read, read_tensors, write, write_tensors
 from exhume.report import draw
 from exhume.runs import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord
 from exhume.scores import Seconds, score, sentence
@@ -312,6 +312,18 @@ def test_without_scores_nothing_is_claimed(made: Made) -> None:
     shown = [picture["alt"] for picture in page.pictures()[1:]]
     best_first = [f"Candidate {row}, explains {row / 1000:.2%}" for row in reversed(range(24))]
     assert shown == best_first[:10] + best_first
+
+
+def test_the_surest_come_first_and_the_unknown_last_by_what_they_explain(made: Made) -> None:
+    for name in ("scores.json", "scores.safetensors"):
+        (made.folder / name).unlink()
+    tensors = read_tensors(made.folder / "candidates.safetensors")
+    tensors["confidence"][:] = torch.nan
+    tensors["confidence"][3:5] = torch.tensor([0.25, 0.75])
+    write_tensors(made.folder / "candidates.safetensors", tensors)
+    shown = [picture["alt"] for picture in page_of(made.folder).pictures()[1:]]
+    assert shown[:3] == ["Candidate 4, 75% sure", "Candidate 3, 25% sure", "Candidate 0, explains 0.00%"]
+    assert not any("nan" in text for text in shown)
 
 
 def test_a_regression_run_shows_its_targets(tmp_path: Path) -> None:

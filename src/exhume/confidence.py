@@ -11,12 +11,13 @@ from exhume.metrics import measure_of, similarity
 
 CALIBRATION = (-6.9, 3.9)
 """Intercept and slope of the log-odds by -log10(1 - agreement): a logistic fit to the candidates of network b2 of the
-benchmark, from which least comes out; for the others it is too modest."""
+benchmark, from which least comes out; for b3 to b5 it is too modest."""
 
 SHOWN = 0.05
 """Strongest direction that the first layer hides, of the strongest of all, up to which the calibration holds. Beyond,
-the weights determine no more than a projection of the images (measured: at most 0.005 where many came out, 0.017
-where two of 500 did and no search was sure, 0.36 where searches agreed on wrong ones, nearly 1 without training)."""
+the weights determine no more than a projection of the images (measured: at most 0.005 where many came out, 0.003 and
+0.017 where four and two of 500 did and no candidate was sure, 0.36 where searches agreed on wrong ones, nearly 1
+without training)."""
 
 
 def can_tell(reading: Reading, images: Images) -> bool:

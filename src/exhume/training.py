@@ -30,7 +30,8 @@ class Training:
     """Learning rate of gradient descent."""
     lr_over_loss: float = 0.0
     """For bce and ce without decay: the rate is lr_over_loss / loss where that is larger than lr, the same path in ever
-    longer strides (Lyu & Li 2020, appendix L). A thousandth is safe; 0: always lr."""
+    longer strides (Lyu & Li 2020, appendix L). A thousandth is safe on digits, too much for 500 photographs and bce;
+    0: always lr."""
     optimiser: Literal["sgd", "adam"] = "sgd"
     """Gradient descent, or Adam, whose path leads to another margin: the condition is then an approximation."""
     momentum: float = 0.0
