@@ -208,13 +208,29 @@ class _Session:
         """Passes over the training set."""
         size = self.config.batch_size or len(self.images)
         layers = dense_relu(list(self.module.layers))
-        plain = self.config.optimiser == "sgd" and not self.config.momentum
-        if layers and size >= len(self.images) and plain:
-            inputs = self.module.centre(self.images).flatten(1)
-            descend(layers, inputs, self._slope, self._rate, decay=self.config.weight_decay, epochs=epochs)
+        if layers and size >= len(self.images) and self.config.optimiser == "sgd":
+            self._descend(layers, epochs)
             return
         for _ in range(epochs):
             self._epoch(size)
+
+    def _descend(self, layers: list[nn.Linear], epochs: int) -> None:
+        momenta = None
+        if self.config.momentum:
+            kept = [self.optimiser.state[parameter] for parameter in self.module.parameters()]
+            for state, parameter in zip(kept, self.module.parameters(), strict=True):
+                state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+            momenta = [state["momentum_buffer"] for state in kept]
+        descend(
+            layers,
+            self.module.centre(self.images).flatten(1),
+            self._slope,
+            self._rate,
+            decay=self.config.weight_decay,
+            epochs=epochs,
+            momentum=self.config.momentum,
+            momenta=momenta,
+        )
 
     def _epoch(self, size: int) -> None:
         if size >= len(self.images):
