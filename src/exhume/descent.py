@@ -90,7 +90,7 @@ def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "out columns"]:
 def _part(joined: Float[Tensor, "out columns"], parts: Sequence[Tensor]) -> None:
     """Writes what `_joined` has put together back into its parts."""
     sizes = [part[0].numel() for part in parts]
-    for part, columns in zip(parts, joined.split(sizes, 1), strict=True):
+    for part, columns in zip(parts, torch.split(joined, sizes, 1), strict=True):
         part.copy_(columns.reshape(part.shape))
 
 
