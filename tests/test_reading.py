@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from exhume.methods.subspace import as_dense
 from exhume.networks import CentredNetwork, Network, build
-from exhume.reading import _median_singular, bulk_rank, first_layer, is_stationary, roughness, spectrum_of
+from exhume.reading import _median_singular, bulk_noise, bulk_rank, first_layer, is_stationary, roughness, spectrum_of
 from exhume.stationarity import Dense
 
 
@@ -43,6 +43,23 @@ def test_rank_is_the_number_of_directions_above_gaussian_noise(
     planted = low_rank(rows, columns, torch.linspace(20, 2, rank, dtype=torch.float64) * edge)
     # the largest singular value of small noise matrices leaves the law's edge now and then, by one
     assert abs(rank_of(scale * (planted + gaussian(rows, columns, seed=7))) - rank) <= 1
+
+
+@pytest.mark.parametrize("rank", [0, 10, 40])
+@pytest.mark.parametrize("size", [(100, 160), (120, 120), (300, 785)])
+def test_the_noise_that_initialisation_left_is_read_whatever_training_added(size: tuple[int, int], rank: int) -> None:
+    planted = low_rank(
+        *size, torch.linspace(3, 1.5, rank, dtype=torch.float64) * 0.3 * (size[0] ** 0.5 + size[1] ** 0.5)
+    )
+    noise = bulk_noise(planted + 0.3 * gaussian(*size, seed=3))
+    assert noise == pytest.approx(0.3, rel=0.03)
+
+
+def test_no_noise_is_read_where_training_has_made_everything() -> None:
+    few = low_rank(100, 160, torch.linspace(2, 1, 20, dtype=torch.float64))
+    assert bulk_noise(few) is None
+    assert bulk_noise(few + 1e-3 * gaussian(100, 160)) is None
+    assert bulk_noise(0 * few) is None
 
 
 @pytest.mark.parametrize("size", [(40, 100), (100, 40), (120, 120), (300, 785)])

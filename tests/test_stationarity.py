@@ -22,7 +22,9 @@ from exhume.stationarity import (
     SLOPES,
     Cotangents,
     Sharpness,
+    Term,
     absolute_residual,
+    beyond_noise,
     dense_terms,
     fixed,
     left_behind,
@@ -131,7 +133,8 @@ def test_the_written_out_gradients_are_autograds(objective: str, activation: str
     inputs = (s.images - module.centre.centre).flatten(1)
     written = summed(dense, dense_terms(dense, inputs, s.cotangents(), GATES[gate]))
     close(written, general, 1e-12)
-    first = summed(dense, dense_terms(dense, inputs, s.cotangents(), GATES[gate], first_only=True))
+    first = summed(dense, dense_terms(dense, inputs, s.cotangents(), GATES[gate], count=1))
+    assert len(first) == 1 + (dense.biases[0] is not None)
     close(first, general[: len(first)], 1e-12)
     parameters = [parameter.detach() for parameter in module.parameters()]
     slopes = [
@@ -210,16 +213,53 @@ def test_the_residuals_are_what_they_say() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_training_leaves_behind_is_weighed_by_its_covariance(seed: int) -> None:
-    """F F^T is the inverse of the covariance that the docstring names, up to a factor that keeps the norm of W."""
+    """F F^T is the inverse of the covariance that the docstring names."""
     g = torch.Generator().manual_seed(seed)
     first, deltas, inputs = (torch.randn(size, generator=g, dtype=torch.float64) for size in ((9, 4), (6, 9), (6, 4)))
     factor = left_behind(first, deltas, inputs, error=0.3, floor=0.1)
     covariance = 0.1**2 * first.square().mean() * torch.eye(4, dtype=torch.float64)
     for delta, x in zip(deltas, inputs, strict=True):
         covariance += 0.3**2 * delta.square().mean() * torch.outer(x, x)
-    product = factor @ factor.T @ covariance
-    torch.testing.assert_close(product, product[0, 0] * torch.eye(4, dtype=torch.float64), rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close((first @ factor).norm(), first.norm())
+    identity = factor @ factor.T @ covariance
+    torch.testing.assert_close(identity, torch.eye(4, dtype=torch.float64), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("bias", ["first", "all"])
+def test_what_noise_and_sum_leave_of_a_hidden_layer(bias: str) -> None:
+    """Two Gram matrices give what the layer's own sum gives, in value and slope; at the truth only noise is left."""
+    module = random_network(NETWORKS[bias], "relu", 3)
+    s, dense, g = sample("multiclass"), as_dense(module), torch.Generator().manual_seed(0)
+    assert dense is not None
+    inputs = (s.images - module.centre.centre).flatten(1)
+    term = dense_terms(dense, inputs, s.cotangents(), scale_free(10.0), count=2)[1]
+    weight, by, noise = dense.weights[1], dense.biases[1], 0.3
+    own_sum = term.delta.T @ term.inputs
+    long = (weight - own_sum).pow(2).sum() / noise**2 - weight.numel()
+    short = beyond_noise(weight, by, term, noise)
+    torch.testing.assert_close(short, long, rtol=1e-10, atol=1e-8)
+    slopes = [torch.autograd.grad(value, [s.images, s.multipliers], retain_graph=True) for value in (short, long)]
+    close(list(slopes[0]), list(slopes[1]), 1e-8)
+    left = noise * torch.randn(weight.shape, generator=g, dtype=weight.dtype)
+    trained = own_sum.detach() + left
+    outputs = term.inputs @ trained.T + (0 if by is None else by)
+    at_truth = beyond_noise(trained, by, Term(term.delta, term.inputs, outputs), noise).item()
+    assert abs(at_truth - (left.pow(2).sum() / noise**2 - left.numel()).item()) < 1e-6
+    nothing = Term(0 * term.delta, term.inputs, outputs)
+    assert beyond_noise(trained, by, nothing, noise) > at_truth + 0.5 * own_sum.pow(2).sum().item() / noise**2
+
+
+def test_products_in_half_precision_round_and_nothing_else() -> None:
+    module = random_network(NETWORKS["first"], "relu", 3, torch.float32)
+    s, dense = sample("multiclass", dtype=torch.float32), as_dense(module)
+    assert dense is not None
+    half = dense.multiplied_in(torch.bfloat16)
+    inputs = (s.images - module.centre.centre).flatten(1)
+    exact, rounded = (
+        summed(chain, dense_terms(chain, inputs, s.cotangents(), scale_free(10.0))) for chain in (dense, half)
+    )
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.dtype == torch.float32
+        assert 0 < (one - other).norm() < 0.03 * one.norm()
 
 
 class _Functional(nn.Module):

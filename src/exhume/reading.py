@@ -14,6 +14,8 @@ STATIONARY_ENERGY = 0.95
 """Share of a hidden layer's energy in its first `images` directions above which training has made it."""
 ROUNDING = 1e-5
 """Share of the largest singular value below which a float32 training leaves rounding."""
+NOISY = 0.05
+"""Share of a layer's energy below which what looks like its initialisation may be anything."""
 UNBALANCED = 0.1
 """Relative difference of consecutive layers' squared norms above which initialisation is left (decayed: 1e-6)."""
 HOMOGENEOUS = ("relu", "leaky-relu")
@@ -52,6 +54,20 @@ def first_layer(dense: Dense) -> Tensor:
     """[W | b] of the first layer, [width, d (+ 1 with a bias)]."""
     bias = dense.biases[0]
     return dense.weights[0] if bias is None else torch.cat([dense.weights[0], bias[:, None]], 1)
+
+
+def bulk_noise(matrix: Float[Tensor, "rows columns"]) -> float | None:
+    """Standard deviation of the entries that an initialisation left in a matrix.
+
+    None where too little of it is left to be told from what training has added: of the directions, or of the energy.
+    """
+    rows, columns = matrix.shape
+    singular = torch.linalg.svdvals(matrix)
+    rank = bulk_rank(singular, (rows, columns))
+    if rank > min(rows, columns) / 2:
+        return None
+    noise = float(singular[rank:].median() / _median_singular(rows - rank, columns - rank))
+    return noise if noise**2 * matrix.numel() > NOISY * float(matrix.pow(2).sum()) else None
 
 
 def bulk_rank(singular: Float[Tensor, " k"], size: tuple[int, int]) -> int:

@@ -9,7 +9,7 @@ residual says how far theta is from it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -165,6 +165,19 @@ class Dense:
         """Weights and biases in the order of `nn.Module.parameters`."""
         return [p for pair in zip(self.weights, self.biases, strict=True) for p in pair if p is not None]
 
+    def multiplied_in(self, dtype: torch.dtype) -> "Dense":
+        """The same chain with its matrix products in `dtype`; everything else keeps its precision."""
+        return replace(self, weights=[weight.to(dtype) for weight in self.weights])
+
+
+@dataclass(frozen=True)
+class Term:
+    """What each of m samples adds to a layer's sum G = delta^T inputs, and the layer's outputs W inputs + b."""
+
+    delta: Float[Tensor, "m out"]
+    inputs: Float[Tensor, "m in"]
+    outputs: Float[Tensor, "m out"]
+
 
 def _hinge(below: float) -> Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor]]:
     def of(z: Tensor, sharpness: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -205,40 +218,48 @@ def dense_terms(
     cotangents: Cotangents,
     sharpness: Sharpness,
     *,
-    first_only: bool = False,
-) -> list[tuple[Float[Tensor, "m out"], Float[Tensor, "m in"]]]:
-    """What each sample adds to the sum, for dense layers, first layer first: (delta_l, a_{l-1}) with
+    count: int | None = None,
+) -> list[Term]:
+    """What each sample adds to the sum, for dense layers, first layer first: delta_l and a_{l-1} with
 
         G_l = delta_l^T a_{l-1},  delta_l = (delta_{l+1} W_{l+1}) * slope(z_l).
 
     Differentiating them once more is ordinary back-propagation, where `network_gradients` needs a second pass.
 
     Args:
-        first_only: only the first layer's are wanted.
+        count: only the first `count` layers' are wanted; None: all.
     """
-    activations, slopes, z = [inputs], [], inputs
+    activations, slopes, outputs = [inputs], [], []
     for weight, bias in zip(dense.weights, dense.biases, strict=True):
-        z = functional.linear(activations[-1], weight, bias)
+        z = product(activations[-1], weight.T)
+        outputs.append(z if bias is None else z + bias)
         if len(activations) < len(dense.weights):
-            value, slope = SLOPES[dense.activation](z, sharpness(z))
+            value, slope = SLOPES[dense.activation](outputs[-1], sharpness(outputs[-1]))
             activations.append(value)
             slopes.append(slope)
-    delta = cotangents(z)
-    terms: list[tuple[Tensor, Tensor]] = []
+    delta = cotangents(outputs[-1])
+    terms: list[Term] = []
     for layer in reversed(range(len(dense.weights))):
-        if layer == 0 or not first_only:
-            terms.insert(0, (delta, activations[layer]))
+        if count is None or layer < count:
+            terms.insert(0, Term(delta, activations[layer], outputs[layer]))
         if layer:
-            delta = (delta @ dense.weights[layer]) * slopes[layer - 1]
+            delta = product(delta, dense.weights[layer]) * slopes[layer - 1]
     return terms
 
 
-def summed(dense: Dense, terms: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def summed(dense: Dense, terms: Sequence[Term]) -> list[Tensor]:
     """The weighted sum of gradients from its terms: two matrix products a layer, in the order of `dense.parameters`."""
     gradients: list[Tensor] = []
-    for (delta, activation), bias in zip(terms, dense.biases, strict=False):  # the first layer's may be all
-        gradients += [delta.T @ activation] if bias is None else [delta.T @ activation, delta.sum(0)]
+    for term, weight, bias in zip(terms, dense.weights, dense.biases, strict=False):  # the first layers' may be all
+        gradients.append(product(term.delta.T, term.inputs.to(weight.dtype)))
+        if bias is not None:
+            gradients.append(term.delta.sum(0))
     return gradients
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, multiplied in the precision of `right` and returned in that of `left`."""
+    return (left.to(right.dtype) @ right).to(left.dtype)
 
 
 # ---- How far the parameters are from the sum
@@ -254,17 +275,36 @@ def relative_residual(
 ) -> Tensor:
     """sum over parameters of norm((theta_p - G_p) F_p)^2 / norm(theta_p F_p)^2: every parameter counts alike.
 
-    weights: F, [columns, columns], for each parameter (generalised least squares); None: the identity.
+    weights: F, [columns, columns], for each parameter (generalised least squares), multiplied in F's precision; None:
+        the identity.
     """
     factors = weights or [None] * len(parameters)
-    norms = torch.stack([_weighed(p, f).pow(2).sum() for p, f in zip(parameters, factors, strict=True)])
-    errors = [_weighed(p - g, f).pow(2).sum() for p, g, f in zip(parameters, gradients, factors, strict=True)]
+    norms = torch.stack([p.pow(2).sum() for p in parameters])
     # a bias that is all but 0 must not outweigh the layers
-    return (torch.stack(errors) / norms.clamp_min(1e-3 * norms.mean())).sum()
+    shares = (norms / (1e-3 * norms.mean())).clamp_max(1)
+    weighed = torch.stack([_weighed(p, f).pow(2).sum() for p, f in zip(parameters, factors, strict=True)])
+    errors = [_weighed(p - g, f).pow(2).sum() for p, g, f in zip(parameters, gradients, factors, strict=True)]
+    return (shares * torch.stack(errors) / weighed.clamp_min(1e-30)).sum()
 
 
 def _weighed(value: Tensor, factor: Tensor | None) -> Tensor:
-    return value if factor is None else value @ factor
+    return value if factor is None else product(value, factor)
+
+
+def beyond_noise(weight: Float[Tensor, "out in"], bias: Tensor | None, term: Term, noise: float) -> Tensor:
+    """norm(W - G)^2 / noise^2 - out * in: how much of a layer its noisy initialisation does not explain, nor G.
+
+    Near 0 where G is all that training has added, a little below where G fits some of the noise. With the layer's own
+    outputs and two Gram matrices of the samples, G itself is not needed.
+
+    Args:
+        noise: standard deviation of the initial weights.
+    """
+    precision = weight.dtype
+    deltas, inputs = (product(x, x.T.to(precision)) for x in (term.delta, term.inputs))
+    along = (term.delta * (term.outputs if bias is None else term.outputs - bias)).sum()
+    missed = weight.to(term.delta.dtype).pow(2).sum() - 2 * along + (deltas * inputs).sum()
+    return missed / noise**2 - weight.numel()
 
 
 def left_behind(
@@ -280,14 +320,11 @@ def left_behind(
     Training leaves multipliers of the past and gates that have closed since in the weights, so that the true delta_ij
     is ours give or take s_i = error * rms_j(delta_ij). A row of the residual then has the covariance
 
-        C = sum_i s_i^2 x_i x_i^T + (floor * rms(W))^2
-
-    and F F^T = C^-1, scaled to norm(W F) = norm(W).
+        C = sum_i s_i^2 x_i x_i^T + (floor * rms(W))^2 = (F F^T)^-1.
     """
     spread = error**2 * deltas.pow(2).mean(1)
     covariance = ((inputs.T * spread) @ inputs).double()
     covariance.diagonal().add_(floor**2 * first.pow(2).mean())
     values, vectors = torch.linalg.eigh(covariance)
-    factor = (vectors * values.clamp_min(1e-12 * values[-1]).rsqrt()).to(first.dtype)
-    scaled: Tensor = factor * (first.norm() / (first @ factor).norm())
-    return scaled
+    factor: Tensor = (vectors * values.clamp_min(1e-12 * values[-1]).rsqrt()).to(first.dtype)
+    return factor

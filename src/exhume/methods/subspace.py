@@ -1,5 +1,7 @@
 """Our scheme for dense networks: a search in the data's own subspace, with the gradients written out."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -21,18 +23,33 @@ from exhume.reading import (
     SMOOTH_DIRECTIONS,
     SMOOTH_ROUGHNESS,
     Subspace,
+    bulk_noise,
     first_layer,
     is_stationary,
     roughness,
     spectrum_of,
     squared_differences,
 )
-from exhume.stationarity import Dense, dense_terms, left_behind, relative_residual, scale_free, summed
+from exhume.stationarity import (
+    Dense,
+    Term,
+    beyond_noise,
+    dense_terms,
+    left_behind,
+    product,
+    relative_residual,
+    scale_free,
+    summed,
+)
 
 LEFT_BEHIND = 0.26
 """Error of a candidate's own contribution to a neuron, of its root mean square (measured at the truth: see the log)."""
 FLOOR = 0.02
 """Error of the first layer that no candidate explains, of its root mean square."""
+HIDDEN = 20.0
+"""Weight of the hidden layers' equations against the first layer's, times candidates over neurons: the errors of the
+first layer are not independent from neuron to neuron, as the weighting takes them to be, and the more unknowns there
+are, the more they are fitted (measured: see the log)."""
 REWEIGHTED = 25
 """Evaluations after which the weighting is taken anew from the candidates."""
 
@@ -44,8 +61,12 @@ class SubspaceSearch:
         assert config.init_scale is not None and config.sharpness is not None
         self.target, self.sharpness = target, scale_free(config.sharpness)
         self.offset = _subtracted(target)
-        self.subspace, self.stationary, self.reading = read_weights(target, dense, config)
+        read = read_weights(target, dense, config)
+        self.subspace, self.reading = read.subspace, read.reading
+        self.stationary, self.noises = read.stationary, read.noises
         self.dense = Dense([self.subspace.first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
+        self.precision = fast_products(self.subspace.first)
+        self.products = self.dense.multiplied_in(self.precision)
         self.factor: Tensor | None = None
         self.evaluations = 0
         self.labels = balanced_labels(target, config, self.reading.images, len(self.subspace.first))
@@ -58,31 +79,42 @@ class SubspaceSearch:
         )
 
     def objective(self) -> tuple[Tensor, Tensor]:
-        terms = dense_terms(
-            self.dense, self.coordinates, self.multipliers.cotangents, self.sharpness, first_only=not self.stationary
-        )
+        count = None if self.stationary else 1 + len(self.noises)
+        terms = dense_terms(self.products, self.coordinates, self.multipliers.cotangents, self.sharpness, count=count)
         if self.reading.weighted and self.evaluations % REWEIGHTED == 0:
-            with torch.no_grad():
-                if all(part.isfinite().all() for part in terms[0]):  # a divergence is seen in the residual
-                    self.factor = left_behind(self.subspace.first, *terms[0], error=LEFT_BEHIND, floor=FLOOR)
+            self._reweigh(terms[0])
         self.evaluations += 1
-        gradients = summed(self.dense, terms)
+        gradients = summed(self.products, terms if self.stationary else terms[:1])
         parameters = self.dense.parameters[: len(gradients)]
         weights = [self.factor, *[None] * (len(gradients) - 1)]
-        images, ones = self._images()
+        residual = relative_residual(parameters, gradients, weights)
+        for layer, noise in enumerate(self.noises, start=1):
+            weight, bias = self.products.weights[layer], self.products.biases[layer]
+            residual = residual + self.hidden * beyond_noise(weight, bias, terms[layer], noise)
+        images, ones = self._images(self.precision)
         rough = self.reading.smoothness * squared_differences(images)
         penalty = self.multipliers.penalty() + 1e-3 * ((ones - 1).pow(2).sum() + outside(images)) + rough
-        return relative_residual(parameters, gradients, weights), penalty
+        return residual, penalty
 
-    def _images(self) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _reweigh(self, term: Term) -> None:
+        """Takes the weighting of the first layer, and that of the hidden ones against it, from the candidates."""
+        if not (term.delta.isfinite().all() and term.inputs.isfinite().all()):
+            return  # a divergence is seen in the residual
+        first = self.subspace.first
+        factor = left_behind(first, term.delta, term.inputs, error=LEFT_BEHIND, floor=FLOOR)
+        self.hidden = HIDDEN * len(self.labels) / len(first) / (first @ factor).pow(2).sum()
+        self.factor = factor.to(self.precision)
+
+    def _images(self, precision: torch.dtype) -> tuple[Tensor, Tensor]:
         """Un-centred images and their bias coordinate, which a true training image has at 1."""
-        values = self.coordinates @ self.subspace.basis.T
+        values = product(self.coordinates, self.subspace.basis.T.to(precision))
         count = self.target.centre.numel()
         ones = values[:, count] if self.subspace.biased else values.new_ones(())
         return values[:, :count].reshape(-1, *self.target.shape) + self.offset, ones
 
     def found(self) -> Found:
-        return snapshot(self.target, self._images()[0], self.multipliers)
+        return snapshot(self.target, self._images(self.coordinates.dtype)[0], self.multipliers)
 
 
 def as_dense(network: nn.Module) -> Dense | None:
@@ -104,7 +136,21 @@ def as_dense(network: nn.Module) -> Dense | None:
     )
 
 
-def read_weights(target: Target, dense: Dense, config: Reconstruction) -> tuple[Subspace, bool, Reading]:
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What is read from the weights.
+
+    stationary: all layers are what the data made them; noises: otherwise, what initialisation has left in each hidden
+    layer from the second on, empty where that is not told or not asked for.
+    """
+
+    subspace: Subspace
+    stationary: bool
+    noises: list[float]
+    reading: Reading
+
+
+def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
     """Reads subspace, number of images, trusted layers, weighting and smoothness from the weights alone."""
     read, space = spectrum_of(dense)
     images, images_from = assumed_images(config, target, read)
@@ -117,21 +163,42 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> tuple[
         and min(target.shape[1:]) >= 3
         and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
     )
+    weighted = config.weighted is not False
+    noises = hidden_noise(dense) if weighted and not stationary else []
     names = [name for name, parameter in target.network.named_parameters() if parameter.requires_grad]
-    first_names = names[: 1 + (dense.biases[0] is not None)]
-    return (
-        space,
-        stationary,
-        Reading(
+    first = 1 + (dense.biases[0] is not None)
+    hidden = [name for name in names[first:] if name.endswith("weight")][: len(noises)]
+    return Read(
+        subspace=space,
+        stationary=stationary,
+        noises=noises,
+        reading=Reading(
             images=images,
             images_from=images_from,
             rank=rank,
             left_out=left_out.item(),
-            layers=names if stationary else first_names,
-            weighted=config.weighted is not False,
+            layers=names if stationary else names[:first] + hidden,
+            weighted=weighted,
             smoothness=config.smoothness if config.smoothness is not None else 1e-5 * smooth,
         ),
     )
+
+
+def hidden_noise(dense: Dense) -> list[float]:
+    """Noise that initialisation has left in each hidden layer from the second on, as far as all of them show it."""
+    noises = [bulk_noise(weight) for weight in dense.weights[1:-1]]
+    return [noise for noise in noises if noise is not None] if None not in noises else []
+
+
+def fast_products(like: Tensor) -> torch.dtype:
+    """bfloat16 for float32 where the machine multiplies it many times faster: GPUs, and CPUs with matrix units (AMX).
+
+    The weighted condition holds to a quarter at best, its rounding is of a few thousandths.
+    """
+    if like.dtype != torch.float32:
+        return like.dtype
+    fast = torch.cuda.is_bf16_supported() if like.is_cuda else torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _subtracted(target: Target) -> Tensor:
