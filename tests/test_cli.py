@@ -406,6 +406,17 @@ def test_a_centre_is_an_image_of_the_checkpoints_shape(capsys: pytest.CaptureFix
     assert load_checkpoint(Path("run")).centre.tolist() == [[[0.25, 0.75]]]
 
 
+def test_score_merges_other_folders(capsys: pytest.CaptureFixture[str], finished: Path) -> None:
+    for name in ("run", "second", "third"):
+        shutil.copytree(finished, name)
+    main(["score", "run", "--with", "second", "third"])
+    scores = record(Path("run"), "scores.json")
+    assert scores["merged"] == [{"folder": "second", "candidates": 12}, {"folder": "third", "candidates": 12}]
+    assert scores["candidates"] == 36
+    assert "There is no nowhere/candidates.json" in refused(capsys, "score", "run", "--with", "nowhere")
+    assert "--with" in refused(capsys, "score", "run", "--wiht", "second")
+
+
 def test_a_foreign_checkpoint_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     generator = torch.Generator().manual_seed(0)
     state = {"layers.0.weight": torch.randn(9, 2, generator=generator), "layers.0.bias": torch.zeros(9)}

@@ -11,7 +11,7 @@ from scipy.stats import hypergeom
 from torch import Tensor
 
 from exhume import records
-from exhume.candidates import Candidates, Reading
+from exhume.candidates import Candidates, Reading, join
 from exhume.errors import InputError
 from exhume.matching import match, merge, vote
 from exhume.metrics import agreement, l2, min_max, ncc, psnr, ssim
@@ -49,6 +49,21 @@ def digits() -> Digits:
     images = torch.from_numpy(pixels).reshape(-1, 1, 28, 28).float() / 255
     place = torch.arange(len(images)) % 500  # 500 of each class, in the order of the classes
     return images[place < 5], torch.from_numpy(labels)[place < 5], images[(place >= 5) & (place < 25)]
+
+
+def test_joined_candidates_keep_their_order_and_lose_nothing() -> None:
+    first, second = found(random_images(4, 1, 4, 4)), found(random_images(3, 1, 4, 4, seed=1))
+    both = join([replace(first, message="first"), second])
+    assert torch.equal(both.images, torch.cat([first.images, second.images]))
+    assert torch.equal(both.explained, torch.cat([first.explained, second.explained]))
+    assert (len(both.labels), len(both.multipliers), len(both.confidence), both.message) == (7, 7, 7, "first")
+    truth = random_images(5, 1, 4, 4, seed=2)
+    parts = torch.stack([match(part, truth).nearest_similarity for part in (first, second)])
+    torch.testing.assert_close(match(both, truth).nearest_similarity, parts.amax(0))
+    with pytest.raises(InputError, match="no candidates to join"):
+        join([])
+    with pytest.raises(InputError, match=r"\(1, 4, 4\), \(1, 5, 4\)"):
+        join([first, found(random_images(3, 1, 5, 4))])
 
 
 def test_the_assignment_is_the_best_of_all_permutations() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exhume import stages
-from exhume.candidates import Candidates
+from exhume.candidates import Candidates, join
 from exhume.checkpoint import Checkpoint, load_checkpoint, load_state_dict, save_checkpoint
 from exhume.errors import InputError
 from exhume.matching import match
@@ -21,7 +21,7 @@ from exhume.problems import Selection, load_problem, locate
 from exhume.progress import Listener, Progress, silent
 from exhume.records import read_tensors, write_tensors
 from exhume.report import draw
-from exhume.runs import FILES, TrainingRecord, load_candidates, load_truth, read_training
+from exhume.runs import FILES, Merged, TrainingRecord, load_candidates, load_truth, read_training, write_candidates
 from exhume.stages import choose_device, reconstruct_run, score_run, train_run
 from exhume.training import Training
 
@@ -231,6 +231,97 @@ def test_a_run_is_no_file(tmp_path: Path) -> None:
         with pytest.raises(InputError):
             stage(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+# ---- Several reconstructions of one checkpoint
+
+
+@pytest.fixture
+def second(run: Path, tmp_path: Path) -> Path:
+    """A folder with nothing but other candidates found in the same checkpoint."""
+    for name in STAGES["training"]:
+        (tmp_path / "again").mkdir(exist_ok=True)
+        shutil.copy(run / name, tmp_path / "again")
+    reconstruct_run(tmp_path / "again", replace(SEARCH, seed=1, per_class=4), device="cpu")
+    for name in STAGES["training"]:
+        (tmp_path / "again" / name).unlink()
+    return tmp_path / "again"
+
+
+def test_merged_candidates_are_scored_as_one(run: Path, second: Path) -> None:
+    alone, record = score_run(run), score_run(run, others=[second])
+    assert (alone.candidates, alone.merged) == (12, [])
+    assert (record.candidates, record.merged) == (20, [Merged(folder=str(second), candidates=8)])
+    own, other = load_candidates(run)[0], load_candidates(second, of=run)[0]
+    problem = load_truth(read_training(run))
+    matches = match(join([own, other]), problem.images)
+    assert [image.ncc for image in record.per_image] == pytest.approx(matches.assigned_similarity.tolist())
+    assert [image.candidate for image in record.per_image] == matches.assigned.tolist()
+    assert torch.equal(read_tensors(run / "scores.safetensors")["similarity"], matches.assigned_similarity)
+    for now, before in zip(record.per_image, alone.per_image, strict=True):
+        assert now.nearest_ncc >= before.nearest_ncc - 1e-6
+    spent = [json.loads((folder / "candidates.json").read_text())["provenance"]["seconds"] for folder in (run, second)]
+    assert record.seconds.reconstruct == pytest.approx(sum(spent))
+    page = draw(run).read_text()
+    assert f"20 candidates were scored: these, and from other searches of the same weights 8 of {second}." in page
+    assert "12 candidates, within the " in page  # this run's own search
+    assert "own candidates are drawn." in page
+
+
+def test_only_candidates_of_the_same_checkpoint_are_merged_and_each_once(run: Path, second: Path) -> None:
+    edit(second / "candidates.json", checkpoint="0" * 16)
+    before = contents(run)
+    with pytest.raises(InputError, match=f"The candidates in {second} come from another checkpoint than the one in"):
+        score_run(run, others=[second])
+    with pytest.raises(InputError, match="Each reconstruction counts once"):
+        score_run(run, others=[second, second / ".." / second.name])
+    with pytest.raises(InputError, match="Each reconstruction counts once"):
+        score_run(run, others=[run])
+    with pytest.raises(InputError, match=r"There is no .*candidates\.json"):
+        score_run(run, others=[run.parent])
+    assert contents(run) == before
+
+
+def test_small_files_hold_the_same_images_to_a_255th_of_their_range(run: Path, tmp_path: Path) -> None:
+    candidates, record = load_candidates(run)
+    images = torch.cat(
+        [candidates.images[:-2] * 7 - 3, torch.full((1, 1, 1, 2), 0.3), torch.full((1, 1, 1, 2), torch.nan)]
+    )
+    write_candidates(tmp_path / "small", replace(candidates, images=images), record, small=True)
+    again = load_candidates(tmp_path / "small", of=run)[0]
+    extent = images.flatten(1).amax(1) - images.flatten(1).amin(1)
+    error = (again.images - images).abs().flatten(1).amax(1)
+    assert (error[:-1] <= extent[:-1] / 255 * 0.501 + 1e-6).all()
+    assert again.images[-1].isnan().all()
+    assert torch.equal(again.multipliers, candidates.multipliers)
+    assert read_tensors(tmp_path / "small" / "candidates.safetensors")["images"].dtype == torch.uint8
+    write_candidates(run, candidates, record, small=True)
+    assert score_run(run).candidates == 12 and draw(run).exists()
+
+
+def test_half_precision_is_read_as_float32(run: Path) -> None:
+    before, path = load_candidates(run)[0], run / "candidates.safetensors"
+    tensors = read_tensors(path)
+    write_tensors(path, {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()})
+    after = load_candidates(run)[0]
+    assert after.images.dtype == after.multipliers.dtype == torch.float32
+    torch.testing.assert_close(after.images, before.images, rtol=1e-3, atol=1e-3)
+    draw(run)
+
+
+@pytest.mark.parametrize("change", ["no range", "other length", "no images"])
+def test_tensors_that_do_not_fit_each_other_are_no_candidates(run: Path, change: str) -> None:
+    write_candidates(run, *load_candidates(run), small=True)
+    path = run / "candidates.safetensors"
+    tensors = read_tensors(path)
+    if change == "other length":
+        tensors["labels"] = tensors["labels"][1:]
+    else:
+        del tensors[change.removeprefix("no ")]
+    write_tensors(path, tensors)
+    for stage in (score_run, draw):
+        with pytest.raises(InputError, match=r"candidates\.safetensors does not hold candidates: "):
+            stage(run)
 
 
 # ---- Interruption

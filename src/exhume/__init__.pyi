@@ -1,4 +1,5 @@
 from .candidates import Candidates as Candidates
+from .candidates import join as join
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import load_state_dict as load_state_dict

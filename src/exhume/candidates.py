@@ -1,10 +1,14 @@
 """What the attacker found: the only thing that passes from the attacker to the auditor."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from exhume.errors import InputError
 
 Images = Float[Tensor, "m channels height width"]
 
@@ -59,3 +63,27 @@ class Candidates:
     reading: Reading
     status: str
     message: str
+
+
+def join(several: Sequence[Candidates]) -> Candidates:
+    """All candidates of several reconstructions of one network, in the order given.
+
+    History, reading, status and message are the first's; near-duplicates are kept (`matching.merge` finds them).
+
+    Raises:
+        InputError: there are none to join, or their images differ in shape.
+    """
+    if not several:
+        raise InputError("There are no candidates to join.")
+    shapes = {tuple(candidates.images.shape[1:]) for candidates in several}
+    if len(shapes) > 1:
+        raise InputError(f"Candidates of different shapes cannot be joined: {', '.join(map(str, sorted(shapes)))}.")
+
+    return replace(
+        several[0],
+        images=torch.cat([candidates.images for candidates in several]),
+        labels=torch.cat([candidates.labels for candidates in several]),
+        multipliers=torch.cat([candidates.multipliers for candidates in several]),
+        explained=torch.cat([candidates.explained for candidates in several]),
+        confidence=torch.cat([candidates.confidence for candidates in several]),
+    )

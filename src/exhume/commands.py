@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from exhume.checkpoint import Checkpoint, load_state_dict
 from exhume.errors import InputError
@@ -184,13 +184,16 @@ class Score:
     """Folder of the run."""
     problem: str | None = None
     """The training images of a checkpoint that was trained elsewhere: a name or path as for `exhume train`."""
+    others: Annotated[tuple[Path, ...], arg(name="with")] = ()
+    """Folders with other reconstructions of the same checkpoint, whose candidates are scored with the run's."""
     selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
 
     def __call__(self) -> None:
         load_candidates(self.run)
         if self.problem is None and self.selection != Selection():
             raise InputError("--per-class and --data-dir say how to load what --problem names, and it is missing.")
-        print_scores(score_run(self.run, None if self.problem is None else (self.problem, self.selection)))
+        origin = None if self.problem is None else (self.problem, self.selection)
+        print_scores(score_run(self.run, origin, others=self.others))
 
 
 @dataclass(frozen=True, kw_only=True)

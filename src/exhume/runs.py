@@ -8,10 +8,11 @@ scores.json, .safetensors            what the auditor counted, and the pairs
 report.html                          the page
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from exhume.candidates import Candidates, HistoryPoint, Reading
 from exhume.checkpoint import load_checkpoint
@@ -19,7 +20,7 @@ from exhume.errors import InputError
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.problems import Problem, Selection, load_problem
-from exhume.records import Provenance, read, read_tensors, write_tensors
+from exhume.records import Provenance, read, read_tensors, write, write_tensors
 from exhume.scores import Scores
 from exhume.training import Training, TrainingPoint, TrainingState
 
@@ -71,11 +72,24 @@ class CandidatesRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Merged:
+    """Candidates from elsewhere: the folder, by the path that was given, and how many it gave."""
+
+    folder: str
+    candidates: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoresRecord(Scores):
-    """scores.json: the scores, against which images (`truth`), and of which checkpoint."""
+    """scores.json: the scores, against which images (`truth`), and of which checkpoint.
+
+    merged: other reconstructions of that checkpoint whose candidates were scored together with the run's own, which
+    are the first of all; seconds.reconstruct is the time of all.
+    """
 
     truth: ProblemRecord
     checkpoint: str
+    merged: list[Merged] = field(default_factory=list)
     provenance: Provenance
 
 
@@ -111,27 +125,76 @@ def load_truth(record: TrainingRecord) -> Problem:
 
 
 CANDIDATE_TENSORS = ("images", "labels", "multipliers", "explained", "confidence")
-"""What candidates.safetensors holds, by the names of `Candidates`."""
+"""What candidates.safetensors holds, by the names of `Candidates`; beside images stored as bytes, least and range."""
 
 
-def load_candidates(folder: Path) -> tuple[Candidates, CandidatesRecord]:
-    """The candidates of a run and their record.
+def load_candidates(folder: Path, of: Path | None = None) -> tuple[Candidates, CandidatesRecord]:
+    """The candidates in a folder and their record.
+
+    Args:
+        of: the run whose checkpoint they must have been found in, where the folder holds candidates alone; None: the
+            folder is that run.
 
     Raises:
-        InputError: there are none, or they were found in another checkpoint than the folder's.
+        InputError: there are none, or they were found in another checkpoint.
     """
     if not (folder / "candidates.json").exists():
         raise InputError(f"There is no {folder / 'candidates.json'}; run `exhume reconstruct` first.")
     record = read(folder / "candidates.json", CandidatesRecord)
-    tensors = read_tensors(folder / "candidates.safetensors")
-    if set(tensors) != set(CANDIDATE_TENSORS):
-        raise InputError(f"{folder / 'candidates.safetensors'} does not hold candidates.")
-    if load_checkpoint(folder).fingerprint != record.checkpoint:
-        raise InputError(f"The candidates in {folder} come from another checkpoint; run `exhume reconstruct` again.")
+    tensors = read_candidate_tensors(folder)
+    if load_checkpoint(of or folder).fingerprint != record.checkpoint:
+        than = f" than the one in {of}." if of else "; run `exhume reconstruct` again."
+        raise InputError(f"The candidates in {folder} come from another checkpoint{than}")
     candidates = Candidates(
         **tensors, history=record.history, reading=record.reading, status=record.status, message=record.message
     )
     return candidates, record
+
+
+def read_candidate_tensors(folder: Path) -> dict[str, Tensor]:
+    """What candidates.safetensors holds, by the names of `Candidates`, in float32 however it is stored.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds something else.
+    """
+    path = folder / "candidates.safetensors"
+    tensors = read_tensors(path)
+    if "images" in tensors and tensors["images"].dtype == torch.uint8:
+        tensors = _from_bytes(tensors)
+    if set(tensors) != set(CANDIDATE_TENSORS):
+        absent = [name for name in CANDIDATE_TENSORS if name not in tensors]
+        missing = f": it holds no {absent[0]}" if absent else ""
+        raise InputError(f"{path} does not hold candidates{missing}.")
+    if tensors["images"].ndim != 4 or {len(tensor) for tensor in tensors.values()} != {len(tensors["images"])}:
+        raise InputError(f"{path} does not hold candidates: its tensors do not fit each other.")
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def write_candidates(folder: Path, candidates: Candidates, record: CandidatesRecord, *, small: bool = False) -> None:
+    """Writes candidates.json and candidates.safetensors.
+
+    Args:
+        small: stores each image in 256 steps between its own least and largest value, a quarter of the size.
+    """
+    tensors = {name: getattr(candidates, name) for name in CANDIDATE_TENSORS}
+    write_tensors(folder / "candidates.safetensors", _in_bytes(tensors) if small else tensors)
+    write(folder / "candidates.json", record)
+
+
+def _in_bytes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Images as bytes; `least` and `range`, [m], turn them back (NaN where an image is not finite)."""
+    flat = tensors["images"].flatten(1)
+    least, extent = flat.amin(1), flat.amax(1) - flat.amin(1)
+    steps = (255 * (flat - least[:, None]) / extent[:, None]).nan_to_num(0.0).round().to(torch.uint8)
+    return tensors | {"images": steps.reshape(tensors["images"].shape), "least": least, "range": extent}
+
+
+def _from_bytes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    others = {name: tensor for name, tensor in tensors.items() if name not in ("images", "least", "range")}
+    if not {"least", "range"} <= set(tensors):
+        return others
+    least, extent = (tensors[name].float()[:, None, None, None] for name in ("least", "range"))
+    return others | {"images": least + extent * (tensors["images"].float() / 255)}
 
 
 def remove_stage(folder: Path, stage: str) -> None:

@@ -1,6 +1,7 @@
 """The stages of a run: each reads files of the run folder and writes files there, and can be run again alone."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exhume.candidates import Candidates
+from exhume.candidates import Candidates, join
 from exhume.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exhume.errors import InputError
 from exhume.losses import resolve_loss
@@ -19,9 +20,9 @@ from exhume.problems import Problem, Selection, load_problem, locate
 from exhume.progress import Listener, silent
 from exhume.records import provenance, read, write, write_tensors
 from exhume.runs import (
-    CANDIDATE_TENSORS,
     FILES,
     CandidatesRecord,
+    Merged,
     ProblemRecord,
     ScoresRecord,
     TrainingRecord,
@@ -31,6 +32,7 @@ from exhume.runs import (
     read_training,
     remove_stage,
     save_state,
+    write_candidates,
 )
 from exhume.scores import Seconds, never_seen, score
 from exhume.solver import reconstruct
@@ -154,25 +156,29 @@ def reconstruct_run(
         provenance=provenance(device=place, seed=config.seed, seconds=time.perf_counter() - start),
     )
     remove_stage(folder, "candidates")
-    tensors = {name: getattr(candidates, name) for name in CANDIDATE_TENSORS}
-    write_tensors(folder / "candidates.safetensors", tensors)
-    write(path, record)
+    write_candidates(folder, candidates, record)
     return record
 
 
-def score_run(folder: Path, origin: tuple[str, Selection] | None = None) -> ScoresRecord:
+def score_run(
+    folder: Path, origin: tuple[str, Selection] | None = None, *, others: Sequence[Path] = ()
+) -> ScoresRecord:
     """Scores the folder's candidates against the truth and against never-seen images, and writes the counts and pairs.
 
     Args:
         origin: name and selection of the truth for a checkpoint that was trained elsewhere; None: what training.json
             names.
+        others: folders with other reconstructions of the same checkpoint, whose candidates are scored with the run's.
 
     Raises:
-        InputError: something is missing, the candidates belong to another checkpoint, or a truth is given to a run that
-            has its own.
+        InputError: something is missing, candidates belong to another checkpoint, a folder is given twice, or a truth
+            is given to a run that has its own.
     """
     start = time.perf_counter()
-    candidates, found = load_candidates(folder)
+    if len({path.resolve() for path in (folder, *others)}) <= len(others):
+        raise InputError("Each reconstruction counts once: the folders to merge must differ from each other.")
+    parts = [load_candidates(folder), *(load_candidates(other, of=folder) for other in others)]
+    candidates, found = join([part for part, _ in parts]), parts[0][1]
     train_seconds = None
     if origin is None:
         training = read_training(folder)
@@ -188,7 +194,7 @@ def score_run(folder: Path, origin: tuple[str, Selection] | None = None) -> Scor
         problem.labels,
         problem.held_out,
         problem=problem.name,
-        seconds=Seconds(train=train_seconds, reconstruct=found.provenance.seconds),
+        seconds=Seconds(train=train_seconds, reconstruct=sum(record.provenance.seconds for _, record in parts)),
     )
     remove_stage(folder, "scores")
     write_tensors(folder / "scores.safetensors", _pairs(candidates, problem))
@@ -197,6 +203,10 @@ def score_run(folder: Path, origin: tuple[str, Selection] | None = None) -> Scor
         **{item.name: getattr(scores, item.name) for item in fields(scores)},
         truth=truth,
         checkpoint=found.checkpoint,
+        merged=[
+            Merged(folder=str(other), candidates=len(part.images))
+            for other, (part, _) in zip(others, parts[1:], strict=True)
+        ],
         provenance=provenance(device=torch.device("cpu"), seed=seed, seconds=seconds),
     )
     write(folder / "scores.json", record)

@@ -13,7 +13,7 @@ from exhume.metrics import measure_of
 from exhume.networks import Network, Task
 from exhume.records import read, read_tensors, replace_file
 from exhume.report import figures
-from exhume.runs import CandidatesRecord, ScoresRecord, TrainingRecord
+from exhume.runs import CandidatesRecord, ScoresRecord, TrainingRecord, read_candidate_tensors
 from exhume.scores import Scores, sentence
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Contents:
     found: CandidatesRecord
     candidates: dict[str, Tensor]
     training: TrainingRecord | None
-    scores: Scores | None
+    scores: ScoresRecord | None
     truth: dict[str, Tensor]
 
 
@@ -90,7 +90,7 @@ def _contents(run: Path) -> Contents:
         published=published,
         weights=_tensors(run / "checkpoint.safetensors", "centre"),
         found=found,
-        candidates=_tensors(run / "candidates.safetensors", "images", "labels", "explained", "confidence"),
+        candidates=read_candidate_tensors(run),
         training=_optional(run / "training.json", TrainingRecord),
         scores=scores,
         truth=truth,
