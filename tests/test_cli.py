@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +22,7 @@ from exhume.methods import METHODS, resolve
 from exhume.networks import Task, build
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, names_and_summaries
+from exhume.records import read_tensors
 from exhume.runs import FILES
 
 EXHUME = Path(sys.executable).with_name("exhume")
@@ -83,7 +86,9 @@ def record(run: Path, name: str) -> Any:
         ("frobnicate run", "There is no command 'frobnicate'; there are demo, train"),
         ("--frobnicate", "required: COMMAND"),
         ("train", "Required"),
-        ("train toy-circle", "Required"),
+        ("train toy-circle", "Say `exhume train PROBLEM RUN`, or `exhume train RUN --preset NAME`."),
+        ("train mnist-digits --preset demo", "mnist-digits is a problem, and the folder of the run is missing."),
+        ("train run --preset dmeo", "There is no training preset 'dmeo'; there are demo, mnist-binary"),
         (
             "train toy-cirle run",
             "There is no problem 'toy-cirle', nor a .py, .npz or folder of that name. Did",
@@ -308,6 +313,41 @@ def test_every_training_preset_fits_its_problem(name: str, noise_archives: Path)
     assert len(problem.images) == row.per_class * len(problem.classes)
     module = build(row.network, problem.images.mean(0), problem.outputs, torch.Generator())
     assert module(problem.images[:2]).shape == (2, problem.outputs)
+
+
+@pytest.fixture(scope="module")
+def briefly(tmp_path_factory: pytest.TempPathFactory, noise_archives: Path) -> Callable[[str], Path]:
+    """Trains by a preset for two epochs on a few images, and returns the run; each once."""
+    folder = tmp_path_factory.mktemp("presets")
+
+    def train(name: str) -> Path:
+        if not (folder / name).exists():
+            few = ["--epochs", "2", "--per-class", "1", "--data-dir", str(noise_archives), "--device", "cpu"]
+            main(["train", str(folder / name), "--preset", name, *few])
+        return folder / name
+
+    return train
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_every_training_preset_is_a_whole_command(name: str, briefly: Callable[[str], Path]) -> None:
+    training, preset = record(briefly(name), "training.json"), TRAININGS[name]
+    assert training["problem"]["name"] == preset.problem
+    assert training["training"] == {**vars(preset.training), "epochs": 2}
+    network = vars(preset.network)
+    assert training["network"] == {**network, "widths": list(network["widths"]), "channels": list(network["channels"])}
+    assert [point["epoch"] for point in training["history"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", RECONSTRUCTIONS)
+def test_every_reconstruction_preset_is_a_whole_command(name: str, briefly: Callable[[str], Path]) -> None:
+    run = briefly("demo" if name == "exhume" else name.rpartition("-")[0])
+    main(["reconstruct", str(run), "--preset", name, "--steps", "2", "--per-class", "2", "--overwrite"])
+    found, preset = record(run, "candidates.json"), RECONSTRUCTIONS[name].reconstruction
+    task = record(run, "checkpoint.json")["task"]
+    assert found["reconstruction"] == vars(resolve(replace(preset, steps=2, per_class=2), task))
+    assert [point["step"] for point in found["history"]] == [0, 1, 2]
+    assert read_tensors(run / "candidates.safetensors")["images"].isfinite().all()
 
 
 @pytest.mark.parametrize("name", RECONSTRUCTIONS)

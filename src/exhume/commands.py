@@ -15,7 +15,7 @@ from exhume.errors import InputError
 from exhume.methods import Reconstruction
 from exhume.networks import Network, Task
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
-from exhume.problems import Selection, load_problem, locate, names_and_summaries
+from exhume.problems import PROBLEMS, Selection, load_problem, locate, names_and_summaries
 from exhume.progress import Listener
 from exhume.progress import Progress as Event
 from exhume.report import draw
@@ -71,14 +71,15 @@ class Demo:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a network on a problem."""
+    """Train a network on a problem: `exhume train PROBLEM RUN`, or `exhume train RUN --preset NAME`."""
 
-    problem: Positional[str]
-    """A name from `exhume problems`, or a path: your own .py file, a folder of images, or an .npz file."""
-    run: Positional[Path]
+    problem: Positional[Annotated[str, arg(metavar="[PROBLEM]", help_behavior_hint="")]]
+    """A name from `exhume problems`, or a path: your own .py file, a folder of images, or an .npz file. Not needed with
+    --preset, which has its own."""
+    run: Positional[Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(required)")]] = None
     """Folder of the run."""
     preset: str | None = None
-    """A training from `exhume presets`; other flags override its settings."""
+    """A training from `exhume presets`, with its problem; other flags override its settings."""
     selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
     network: OmitArgPrefixes[Network] = field(default_factory=Network)
     training: OmitArgPrefixes[Training] = field(default_factory=Training)
@@ -88,11 +89,12 @@ class Train:
     """Replace another training in the folder, and what was made from it."""
 
     def __call__(self) -> None:
-        origin = locate(self.problem, self.selection)
+        name, run = self._places()
+        origin = locate(name, self.selection)
         problem = load_problem(*origin)
         with bars() as listener:
             record = train_run(
-                self.run,
+                run,
                 problem,
                 origin,
                 self.network,
@@ -110,13 +112,24 @@ class Train:
 
     def defaults(self) -> "Train":
         """What the flags override: the preset's settings, or else the problem's own network."""
+        name, _ = self._places()
         if self.preset is not None:
             preset = TRAININGS[_known(self.preset, TRAININGS, "training preset")]
             selection = replace(self.selection, per_class=self.selection.per_class or preset.per_class)
             first = replace(self, selection=selection, network=preset.network, training=preset.training)
         else:
-            first = replace(self, network=load_problem(self.problem, self.selection).network, training=Training())
+            first = replace(self, network=load_problem(name, self.selection).network, training=Training())
         return replace(first, overwrite=False)  # a flag whose default is true could only be turned off
+
+    def _places(self) -> tuple[str, Path]:
+        """Problem and folder; a word alone is the folder, and the problem is the preset's."""
+        if self.run is not None:
+            return self.problem, self.run
+        if self.preset is None:
+            raise InputError("Say `exhume train PROBLEM RUN`, or `exhume train RUN --preset NAME`.")
+        if self.problem in PROBLEMS:
+            raise InputError(f"{self.problem} is a problem, and the folder of the run is missing.")
+        return TRAININGS[_known(self.preset, TRAININGS, "training preset")].problem, Path(self.problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +234,7 @@ class Presets:
     """List the presets."""
 
     def __call__(self) -> None:
-        console.print("For `exhume train PROBLEM RUN --preset NAME`:")
+        console.print("For `exhume train RUN --preset NAME`:")
         for name, training in TRAININGS.items():
             row = training.training
             console.print(
