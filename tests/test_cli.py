@@ -264,7 +264,13 @@ def test_help_lists_the_commands_and_waits_for_nothing(here: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    words = {"train": ["toy-circle", "run"], "reconstruct": ["run"], "score": ["run"], "report": ["run"]}
+    words = {
+        "train": ["toy-circle", "run"],
+        "reconstruct": ["run"],
+        "score": ["run"],
+        "report": ["run"],
+        "import-args": ["file"],
+    }
     for given in ([], words.get(command, [])):
         with pytest.raises(SystemExit) as ended:
             main([command, *given, "--help"])

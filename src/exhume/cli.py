@@ -17,6 +17,7 @@ COMMANDS = {
     "reconstruct": "reconstruct training images from a checkpoint alone",
     "score": "count what came out, against never-seen images",
     "report": "draw the run's page, report.html",
+    "import-args": "read an argument file of the papers' own code as a command",
     "problems": "list the problems",
     "presets": "list the presets",
 }
@@ -47,7 +48,7 @@ def parse(argv: Sequence[str]) -> Any:
     """
     name = _command_name(argv)
     tyro: Any = importlib.import_module("tyro")
-    kind = getattr(importlib.import_module("exhume.commands"), name.capitalize())
+    kind = getattr(importlib.import_module("exhume.commands"), "".join(map(str.capitalize, name.split("-"))))
     words = {"args": argv[1:], "prog": f"exhume {name}", "config": (tyro.conf.FlagCreatePairsOff,)}
     command = tyro.cli(kind, **words)
     return tyro.cli(kind, default=command.defaults(), **words) if hasattr(command, "defaults") else command

@@ -1,5 +1,6 @@
 """The commands. They take what was parsed, call, and print; what is done is done elsewhere."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, locate, names_and_summaries
 from exhume.progress import Listener
 from exhume.progress import Progress as Event
+from exhume.reference_arguments import read_arguments
 from exhume.report import draw
 from exhume.runs import load_candidates
 from exhume.scores import Scores, sentence
@@ -74,8 +76,8 @@ class Train:
     """Train a network on a problem: `exhume train PROBLEM RUN`, or `exhume train RUN --preset NAME`."""
 
     problem: Positional[Annotated[str, arg(metavar="[PROBLEM]", help_behavior_hint="")]]
-    """A name from `exhume problems`, or a path: your own .py file, a folder of images, or an .npz file. Not needed with
-    --preset, which has its own."""
+    """A name from `exhume problems`, or a path: your own .py file, a folder of images, or an .npz file. With --preset
+    it may be left out."""
     run: Positional[Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(required)")]] = None
     """Folder of the run."""
     preset: str | None = None
@@ -218,6 +220,29 @@ class Report:
 
     def __call__(self) -> None:
         console.print(str(draw(self.run)), soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportArgs:
+    """Read an argument file of the papers' own code as a command, and say which flags are not in it."""
+
+    file: Positional[Path]
+    """A file that holds one command, `Main.py --run_mode=... --problem=...`."""
+    run: str | None = None
+    """Folder of the run; without: in runs/, under the name its weights have there."""
+
+    def __call__(self) -> None:
+        try:
+            text = self.file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.file} cannot be read: {error}.") from None
+        read = read_arguments(text, self.run)
+        console.print(shlex.join(read.command), markup=False, soft_wrap=True)
+        for title, flags in (("No counterpart here:", read.missing), ("No effect there:", read.dead)):
+            lines = [f"  --{name:28}{reason}" for name, reason in flags.items()]
+            if lines:
+                console.print("", title, *lines, sep="\n", markup=False, soft_wrap=True)
+        console.print("", *read.remarks, sep="\n", markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
