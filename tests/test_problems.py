@@ -25,7 +25,16 @@ from PIL import Image
 
 from exhume import networks
 from exhume.errors import InputError
-from exhume.problems import PROBLEMS, Problem, Selection, archives, first_per_class, load_problem, names_and_summaries
+from exhume.problems import (
+    PROBLEMS,
+    Problem,
+    Selection,
+    archives,
+    first_per_class,
+    load_problem,
+    locate,
+    names_and_summaries,
+)
 from exhume.problems.datasets import DataSet, Rows, problem_of
 from exhume.problems.formats import MNIST_FILES
 
@@ -254,6 +263,18 @@ def test_mnist_digits_are_the_real_digits() -> None:
     ones, zeros = problem.images[problem.labels == 1].mean(0)[0], problem.images[problem.labels == 0].mean(0)[0]
     assert ones[13:15, 13:15].mean() > 0.5  # a one has ink where a zero has its hole
     assert zeros[13:15, 13:15].mean() < 0.2
+
+
+def test_the_installed_digits_can_be_asked_for_whatever_is_at_hand(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed = load_problem("mnist-digits")
+    write_folder(tmp_path / "MNIST", mnist_files())
+    monkeypatch.setenv("EXHUME_DATA", str(tmp_path))
+    assert load_problem("mnist-digits", Selection(per_class=3)).source != installed.source
+    name, selection = locate("mnist-digits", Selection(data_dir="installed"))
+    assert selection.data_dir == "installed"  # no path that holds on one machine only
+    assert load_problem(name, selection).fingerprint == installed.fingerprint
 
 
 def test_odd_and_even_take_every_digit_in_turn() -> None:

