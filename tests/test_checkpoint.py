@@ -110,6 +110,25 @@ def test_the_fingerprint_does_not_depend_on_order_or_memory() -> None:
     assert replace(checkpoint, weights=turned).fingerprint == checkpoint.fingerprint
 
 
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_half_a_checkpoint_is_one_of_its_own(tmp_path: Path, kind: str) -> None:
+    whole = make_checkpoint(kind, dtype=torch.float64)
+    half = whole.half()
+    save_checkpoint(half, tmp_path)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.fingerprint == half.fingerprint != whole.fingerprint
+    assert {weight.dtype for weight in [loaded.centre, *loaded.weights.values()]} == {torch.float16}
+    inputs = images(torch.float64)
+    torch.testing.assert_close(loaded.build()(inputs.half()), whole.build()(inputs).half(), rtol=0.01, atol=0.01)
+
+
+def test_a_weight_beyond_half_precision_is_refused() -> None:
+    checkpoint = make_checkpoint()
+    weights = {name: weight * 1e6 for name, weight in checkpoint.weights.items()}
+    with pytest.raises(InputError, match="too large for float16"):
+        replace(checkpoint, weights=weights).half()
+
+
 def refusal(folder: Path) -> str:
     with pytest.raises(InputError) as caught:
         load_checkpoint(folder).build()

@@ -137,6 +137,19 @@ def test_the_same_seed_finds_the_same(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_weights_in_half_precision_are_searched_in_full_and_told_of(method: str) -> None:
+    whole = checkpoint("multiclass")
+    half = reconstruct(whole.half(), SMALL[method])
+    assert half.images.dtype == torch.float32
+    assert "float16" in half.message
+    full = reconstruct(whole, SMALL[method])
+    assert "float" not in full.message
+    assert half.history[0].residual == pytest.approx(full.history[0].residual, rel=1e-2)
+    module = reconstruct(whole.half().build(), SMALL[method], task="multiclass", centre=whole.centre)
+    assert "float16" in module.message
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_divergence_is_a_status_and_the_last_finite_candidates_remain(method: str) -> None:
     found = reconstruct(
         checkpoint("binary"), replace(SMALL[method], lr_images=1e20 if method == "exhume" else 1e12, steps=200)

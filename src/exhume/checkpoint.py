@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,17 @@ class Checkpoint:
         for name, weight in sorted({**self.weights, "centre": self.centre}.items()):
             digest.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def half(self) -> "Checkpoint":
+        """The same with weights and centre rounded to float16, a checkpoint of its own; `reconstruct` says so.
+
+        Raises:
+            InputError: a weight is beyond float16's range, 65504.
+        """
+        weights = {name: weight.half() for name, weight in self.weights.items()}
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise InputError("A weight is too large for float16, whose range ends at 65504.")
+        return replace(self, centre=self.centre.half(), weights=weights)
 
     def build(self) -> CentredNetwork:
         """The trained network as a module, in the weights' precision.

@@ -67,10 +67,20 @@ def reconstruct(
         history=[point for point in history if math.isfinite(point.residual + point.penalty)],
         reading=search.reading,
         status="diverged" if diverged else "done",
-        message=f"The residual was no longer finite at step {history[-1].step}; smaller learning rates may help."
-        if diverged
-        else f"All {config.steps} steps are over.",
+        message=(
+            f"The residual was no longer finite at step {history[-1].step}; smaller learning rates may help."
+            if diverged
+            else f"All {config.steps} steps are over."
+        )
+        + _rounding(target),
     )
+
+
+def _rounding(target: Checkpoint | nn.Module) -> str:
+    """A sentence for the record where the weights were rounded before they were attacked."""
+    weights = target.weights.values() if isinstance(target, Checkpoint) else target.parameters()
+    coarsest = min((weight.dtype for weight in weights), key=lambda dtype: dtype.itemsize)
+    return f" The weights were given in {str(coarsest).removeprefix('torch.')}." if coarsest.itemsize < 4 else ""
 
 
 def _labels(target: Target, search: Search, found: Found) -> Tensor:
