@@ -99,7 +99,7 @@ def row(name: str, target: Target, seed: int, device: str, restarts: int | None)
     problem, training = load_problem(*origin), replace(target.training, seed=seed)
     network = target.network or problem.network
     with bars() as listener:
-        if not _trained(folder, problem, network, training):
+        if not is_trained(folder, problem, network, training):
             train_run(folder, problem, origin, network, training, device=device, overwrite=True, listener=listener)
         found = reconstruct_run(
             folder, Reconstruction(seed=seed, restarts=restarts), device=device, overwrite=True, listener=listener
@@ -126,7 +126,7 @@ def row(name: str, target: Target, seed: int, device: str, restarts: int | None)
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _trained(folder: Path, problem: Problem, network: Network, training: Training) -> bool:
+def is_trained(folder: Path, problem: Problem, network: Network, training: Training) -> bool:
     """Whether the folder holds exactly this training of this problem, finished."""
     try:
         record = read_training(folder)

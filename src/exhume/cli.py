@@ -20,6 +20,7 @@ COMMANDS = {
     "import-args": "read an argument file of the papers' own code as a command",
     "problems": "list the problems",
     "presets": "list the presets",
+    "zoo": "list the trained networks that come with the repository",
 }
 
 

@@ -25,6 +25,7 @@ from exhume.runs import load_candidates
 from exhume.scores import Scores, sentence
 from exhume.stages import load_centre, reconstruct_run, score_run, train_run
 from exhume.training import Training
+from exhume.zoo import Entry, list_zoo
 
 Device = Literal["auto", "cpu", "cuda"]
 console, bars_console = Console(highlight=False), Console(stderr=True, highlight=False)
@@ -205,10 +206,12 @@ class Score:
 
     def __call__(self) -> None:
         load_candidates(self.run)
-        if self.problem is None and self.selection != Selection():
-            raise InputError("--per-class and --data-dir say how to load what --problem names, and it is missing.")
-        origin = None if self.problem is None else (self.problem, self.selection)
-        print_scores(score_run(self.run, origin, others=self.others))
+        if self.problem is not None:
+            print_scores(score_run(self.run, (self.problem, self.selection), others=self.others))
+        elif self.selection.per_class is not None:
+            raise InputError("--per-class says how to load what --problem names, and it is missing.")
+        else:
+            print_scores(score_run(self.run, others=self.others, data_dir=self.selection.data_dir))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +273,35 @@ class Presets:
         console.print("For `exhume reconstruct RUN --preset NAME`:")
         for name, preset in RECONSTRUCTIONS.items():
             console.print(f"  {name:22}method {preset.reconstruction.method} ({preset.source})", soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zoo:
+    """List the trained networks that come with the repository."""
+
+    folder: Path = Path("zoo")
+    """Where they are."""
+
+    def __call__(self) -> None:
+        columns = ("name", "problem", "network", "loss", "epochs", "images", "candidates", "size")
+        rows = [columns, *(_zoo_row(entry) for entry in list_zoo(self.folder))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            console.print("  ".join(map(str.ljust, row, widths)).rstrip(), soft_wrap=True)
+
+
+def _zoo_row(entry: Entry) -> tuple[str, ...]:
+    record = entry.training
+    return (
+        entry.name,
+        record.problem.name,
+        "-".join(entry.layers),
+        str(record.training.loss),
+        f"{record.history[-1].epoch:,}",
+        str(record.problem.images),
+        " + ".join(map(str, entry.candidates)),
+        f"{entry.size / 1e6:.1f} MB",
+    )
 
 
 def print_scores(scores: Scores) -> None:

@@ -8,7 +8,7 @@ scores.json, .safetensors            what the auditor counted, and the pairs
 report.html                          the page
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -109,13 +109,17 @@ def read_training(folder: Path) -> TrainingRecord:
     return record
 
 
-def load_truth(record: TrainingRecord) -> Problem:
+def load_truth(record: TrainingRecord, data_dir: str | None = None) -> Problem:
     """The problem a run was trained on, loaded again.
 
+    Args:
+        data_dir: where its data are now; None: where they were.
+
     Raises:
-        InputError: its data have changed since.
+        InputError: its data are not there, or have changed since.
     """
-    problem = load_problem(record.problem.name, record.problem.selection)
+    selection = record.problem.selection
+    problem = load_problem(record.problem.name, replace(selection, data_dir=data_dir or selection.data_dir))
     if problem.fingerprint != record.problem.fingerprint:
         raise InputError(
             f"The problem {record.problem.name} now loads other images ({problem.source}) than it was trained on "

@@ -92,7 +92,7 @@ class Scores:
 
 
 def score(
-    candidates: Candidates,
+    candidates: Candidates | Images,
     images: Float[Tensor, "n c h w"],
     labels: Shaped[Tensor, " labels"],
     held_out: Images,
@@ -121,7 +121,7 @@ def score(
         measure=measure_of(images),
         images=len(images),
         never_seen=len(strangers),
-        candidates=len(candidates.images),
+        candidates=len(comparable(candidates, images)),
         recovered=recovered,
         null=null,
         mean_alone=_counts(match(images.mean(0).expand_as(images), images)),
@@ -167,7 +167,9 @@ def _p_value(recovered: int, images: int, null: int, never_seen: int) -> float:
     return min(1.0, float(fisher_exact(table, alternative="greater").pvalue))
 
 
-def _papers_ssim(candidates: Candidates, images: Float[Tensor, "n c h w"], strangers: Float[Tensor, "k c h w"]) -> Ssim:
+def _papers_ssim(
+    candidates: Candidates | Images, images: Float[Tensor, "n c h w"], strangers: Float[Tensor, "k c h w"]
+) -> Ssim:
     values, null = _nearest_ssim(candidates, images), _nearest_ssim(candidates, strangers)
     best = sorted(values, reverse=True)[:10]
     return Ssim(
@@ -177,7 +179,7 @@ def _papers_ssim(candidates: Candidates, images: Float[Tensor, "n c h w"], stran
     )
 
 
-def _nearest_ssim(candidates: Candidates, images: Float[Tensor, "n c h w"]) -> list[float]:
+def _nearest_ssim(candidates: Candidates | Images, images: Float[Tensor, "n c h w"]) -> list[float]:
     """SSIM, window 3, of each image and its nearest candidate, stretched to [0, 1]; empty where it is not defined."""
     found = comparable(candidates, images)
     found = found[finite(found)]
@@ -189,7 +191,7 @@ def _nearest_ssim(candidates: Candidates, images: Float[Tensor, "n c h w"]) -> l
 
 
 def _per_image(
-    candidates: Candidates, images: Float[Tensor, "n c h w"], labels: Shaped[Tensor, " n"], matches: Matches
+    candidates: Candidates | Images, images: Float[Tensor, "n c h w"], labels: Shaped[Tensor, " n"], matches: Matches
 ) -> list[ImageScore]:
     paired = torch.nonzero(matches.assigned >= 0)[:, 0]
     found, truth = comparable(candidates, images)[matches.assigned[paired]], images[paired]

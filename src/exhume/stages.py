@@ -161,7 +161,11 @@ def reconstruct_run(
 
 
 def score_run(
-    folder: Path, origin: tuple[str, Selection] | None = None, *, others: Sequence[Path] = ()
+    folder: Path,
+    origin: tuple[str, Selection] | None = None,
+    *,
+    others: Sequence[Path] = (),
+    data_dir: str | None = None,
 ) -> ScoresRecord:
     """Scores the folder's candidates against the truth and against never-seen images, and writes the counts and pairs.
 
@@ -169,6 +173,7 @@ def score_run(
         origin: name and selection of the truth for a checkpoint that was trained elsewhere; None: what training.json
             names.
         others: folders with other reconstructions of the same checkpoint, whose candidates are scored with the run's.
+        data_dir: where the data that training.json names are on this machine, if not where they were.
 
     Raises:
         InputError: something is missing, candidates belong to another checkpoint, a folder is given twice, or a truth
@@ -182,7 +187,7 @@ def score_run(
     train_seconds = None
     if origin is None:
         training = read_training(folder)
-        problem, truth, train_seconds = load_truth(training), training.problem, training.provenance.seconds
+        problem, truth, train_seconds = load_truth(training, data_dir), training.problem, training.provenance.seconds
     elif (folder / "training.json").exists():
         raise InputError(f"{folder} was trained on a problem of its own; it is scored without --problem.")
     else:

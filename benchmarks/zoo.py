@@ -1,0 +1,164 @@
+"""Trains the networks of the zoo, reconstructs from each twice with default settings, and puts them into zoo/NAME.
+
+    python benchmarks/zoo.py mnist-multiclass mnist-regression
+    EXHUME_DATA=path/to/cifar python benchmarks/zoo.py cifar10-multiclass --size papers --device cuda
+
+Trainings are kept under runs/zoo, go on where they were interrupted, and are made again only if their settings change.
+What is put into the zoo is in half precision. It is scored beside a reconstruction from the weights as they were
+trained; where it scores worse, nothing is put there.
+"""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from tyro.conf import Positional
+
+from exhume.checkpoint import load_checkpoint, save_checkpoint
+from exhume.commands import bars
+from exhume.methods import Reconstruction
+from exhume.networks import Network
+from exhume.presets import TRAININGS
+from exhume.problems import Selection, load_problem, locate
+from exhume.records import read_tensors, write, write_tensors
+from exhume.runs import FILES, load_candidates, load_truth, read_training
+from exhume.scores import Scores, score
+from exhume.stages import reconstruct_run, train_run
+from exhume.training import Training
+from exhume.zoo import SECOND
+from run import DECAY, DEFAULT_INIT, TARGETS, Target, is_trained
+
+Size = Literal["cpu", "papers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A network of the zoo: what a CPU trains in minutes, and the preset of the papers' run, where they have one."""
+
+    cpu: Target
+    papers: str | None = None
+    data_dir: str | None = None
+
+
+ODD_EVEN_MSE = replace(DECAY, loss="mse", lr=0.1, epochs=50_000, stop_gradient=1e-4)
+CNN = Network(kind="cnn", channels=(32, 64), widths=(100,), init_scale=None)
+ROWS = {
+    "mnist-multiclass": Row(cpu=TARGETS["demo"], data_dir="installed"),
+    "mnist-regression": Row(cpu=Target("mnist-odd-even", 50, ODD_EVEN_MSE, DEFAULT_INIT), data_dir="installed"),
+    "mnist-binary": Row(
+        cpu=Target("mnist-odd-even", 250, replace(TARGETS["b2"].training, lr_over_loss=3e-4)), papers="mnist-binary"
+    ),
+    "cifar10-multiclass": Row(cpu=TARGETS["b7"], papers="cifar10-multiclass"),
+    "cifar10-binary": Row(cpu=TARGETS["b8"], papers="cifar10-binary"),
+    "cifar10-regression": Row(cpu=TARGETS["b8-decay"], papers="cifar10-regression"),
+    "cifar10-cnn": Row(cpu=Target("cifar10-vehicles-animals", 50, replace(DECAY, loss="mse", lr=0.05), CNN)),
+}
+SEEDS = (0, 1)
+"""Of the two reconstructions."""
+
+
+def main(names: Positional[tuple[str, ...]], /, size: Size = "cpu", device: str = "auto") -> None:
+    """Makes entries of the zoo.
+
+    Args:
+        names: rows of ROWS.
+        size: cpu, or the papers' 1,000,000 epochs in float64.
+        device: auto, cpu or cuda.
+    """
+    print("| entry | candidates from | NCC >= 0.9 [never seen] | SSIM > 0.4 [never seen] |")
+    print("|---" * 4 + "|")
+    for name in names:
+        if name not in ROWS or (size == "papers" and ROWS[name].papers is None):
+            there = [row for row in ROWS if size == "cpu" or ROWS[row].papers]
+            raise SystemExit(f"There is no row {name} of size {size}; there are {', '.join(there)}.")
+        make(name, ROWS[name], size, device)
+
+
+def make(name: str, row: Row, size: Size, device: str) -> None:
+    """Trains, reconstructs, compares, and puts the result into the zoo."""
+    whole = Path("runs/zoo") / size / name
+    half = whole / "float16"
+    train_row(whole, row, size, device)
+    search(whole, Reconstruction(restarts=1), device)  # the second search changes no count
+    save_checkpoint(load_checkpoint(whole).half(), half)
+    for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
+        if folder != half:
+            save_checkpoint(load_checkpoint(half), folder)
+        search(folder, Reconstruction(seed=seed), device)
+        halve(folder / "candidates.safetensors")
+    (half / SECOND / "checkpoint.json").unlink()  # the same as the entry's own
+    (half / SECOND / "checkpoint.safetensors").unlink()
+    record = read_training(whole)
+    write(half / "training.json", replace(record, message=f"{record.message} {told(size, record.training)}"))
+    full, first, both = (scored(whole, [whole]), scored(whole, [half]), scored(whole, [half, half / SECOND]))
+    print(line(name, f"{record.training.dtype} weights", full))
+    print(line(name, "float16 weights", first))
+    print(line(name, "float16 weights, two reconstructions", both), flush=True)
+    if first.recovered["0.9"] < 0.9 * full.recovered["0.9"] - 3 or first.ssim.good < 0.9 * full.ssim.good - 3:
+        raise SystemExit(f"{name}: half precision costs too much; it was not put into the zoo.")
+    ship(half, Path("zoo") / name)
+
+
+def train_row(folder: Path, row: Row, size: Size, device: str) -> None:
+    """Trains the row's network at this size, unless the folder holds it already."""
+    preset = TRAININGS[row.papers] if size == "papers" and row.papers else None
+    chosen = preset or row.cpu
+    origin = locate(chosen.problem, Selection(per_class=chosen.per_class, data_dir=row.data_dir))
+    problem = load_problem(*origin)
+    network = chosen.network or problem.network
+    if not is_trained(folder, problem, network, chosen.training):
+        with bars() as listener:
+            train_run(folder, problem, origin, network, chosen.training, device=device, listener=listener)
+
+
+def search(folder: Path, settings: Reconstruction, device: str) -> None:
+    """Reconstructs, with a progress bar."""
+    with bars() as listener:
+        reconstruct_run(folder, settings, device=device, overwrite=True, listener=listener)
+
+
+def told(size: Size, training: Training) -> str:
+    """How the network was made, for its record."""
+    how = "as in the papers" if size == "papers" else "what a CPU trains in minutes, not the papers' 1,000,000 epochs"
+    return (
+        f"Made by benchmarks/zoo.py --size {size}: {how}. History and margins are those of the training in "
+        f"{training.dtype}; the weights were rounded to float16 afterwards."
+    )
+
+
+def halve(path: Path) -> None:
+    """Rounds the candidates' images to half precision."""
+    tensors = read_tensors(path)
+    write_tensors(path, {**tensors, "images": tensors["images"].half()})
+
+
+def scored(run: Path, folders: Iterable[Path]) -> Scores:
+    """The candidates of all folders together, against the truth of `run`."""
+    problem = load_truth(read_training(run))
+    images = torch.cat([load_candidates(folder)[0].images for folder in folders])
+    return score(images, problem.images, problem.labels, problem.held_out)
+
+
+def line(name: str, what: str, scores: Scores) -> str:
+    """One line of the table."""
+    counts = f"{scores.recovered['0.9']} [{scores.null['0.9']}] of {scores.images}"
+    return f"| {name} | {what} | {counts} | {scores.ssim.good} [{scores.ssim.null_good}] |"
+
+
+def ship(run: Path, entry: Path) -> None:
+    """Copies what belongs into the zoo, and nothing else."""
+    shutil.rmtree(entry, ignore_errors=True)
+    for folder in (run, run / SECOND):
+        for name in (*FILES["training"], *FILES["candidates"]):
+            if (folder / name).exists():
+                target = entry / folder.relative_to(run) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, target)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
