@@ -57,6 +57,8 @@ ROWS = {
     "cifar10-regression": Row(cpu=TARGETS["b8-decay"], papers="cifar10-regression"),
     "cifar10-cnn": Row(cpu=Target("cifar10-vehicles-animals", 50, replace(DECAY, loss="mse", lr=0.05), CNN)),
 }
+SEARCH = Reconstruction()
+"""Default settings."""
 SEEDS = (0, 1)
 """Of the two reconstructions."""
 
@@ -83,12 +85,12 @@ def make(name: str, row: Row, size: Size, device: str) -> None:
     whole = Path("runs/zoo") / size / name
     half = whole / "float16"
     train_row(whole, row, size, device)
-    search(whole, Reconstruction(restarts=1), device)  # the second search changes no count
+    search(whole, replace(SEARCH, restarts=1), device)  # the second search changes no count
     save_checkpoint(load_checkpoint(whole).half(), half)
     for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
         if folder != half:
             save_checkpoint(load_checkpoint(half), folder)
-        search(folder, Reconstruction(seed=seed), device)
+        search(folder, replace(SEARCH, seed=seed), device)
         halve(folder / "candidates.safetensors")
     (half / SECOND / "checkpoint.json").unlink()  # the same as the entry's own
     (half / SECOND / "checkpoint.safetensors").unlink()

@@ -19,9 +19,14 @@ from .problems import Problem as Problem
 from .problems import Selection as Selection
 from .problems import load_problem as load_problem
 from .report import draw as draw
+from .report.figures import gallery as gallery
+from .runs import load_candidates as load_candidates
+from .runs import load_truth as load_truth
+from .runs import read_training as read_training
 from .scores import score as score
 from .scores import sentence as sentence
 from .solver import reconstruct as reconstruct
 from .stationarity import OBJECTIVES as OBJECTIVES
 from .training import Training as Training
 from .training import train as train
+from .zoo import list_zoo as list_zoo

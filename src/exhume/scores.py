@@ -92,10 +92,10 @@ class Scores:
 
 
 def score(
-    candidates: Candidates | Images,
+    candidates: Candidates | Float[Tensor, "m _ _ _"],
     images: Float[Tensor, "n c h w"],
     labels: Shaped[Tensor, " labels"],
-    held_out: Images,
+    held_out: Float[Tensor, "k _ _ _"],
     *,
     problem: str = "",
     seconds: Seconds | None = None,
@@ -103,6 +103,7 @@ def score(
     """Counts the training images that came out, beside as many never-seen images scored in exactly the same way.
 
     Args:
+        candidates: what was found; images of any other origin are scored in the same way.
         images, labels: the training set, images in [0, 1].
         held_out: never-seen images of the same kind, in [0, 1]; n of them are taken, evenly spread, or all if fewer.
 

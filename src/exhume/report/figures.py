@@ -1,6 +1,6 @@
-"""Pictures and figures as text that goes into the page: PNG as data: URIs, charts as inline SVG.
+"""Pictures and figures: as text that goes into the page (PNG as data: URIs, charts as inline SVG), or for notebooks.
 
-The charts carry no colours of their own but the page's CSS variables, so that they follow its light and dark dress.
+The page's charts carry no colours of their own but its CSS variables, so that they follow its light and dark dress.
 """
 
 import io
@@ -19,6 +19,7 @@ from exhume.scores import Scores
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, TRAINING, UNSEEN = "#010203", "#010204", "#010205"
 _CSS = {INK: "currentColor", TRAINING: "var(--training)", UNSEEN: "var(--unseen)"}
@@ -53,6 +54,34 @@ def picture(image: Float[Tensor, "c h w"]) -> str:
 def stretched(images: Float[Tensor, "m c h w"]) -> list[str]:
     """Each candidate stretched to [0, 1] on its own, as `picture`s."""
     return [picture(image) for image in min_max(images.float().nan_to_num(posinf=0, neginf=0))]
+
+
+def gallery(rows: Mapping[str, Float[Tensor, "_ c h w"]], titles: Sequence[str], columns: int = 10) -> "Figure":
+    """Images of one kind above those of another, such as originals above reconstructions, as a figure of matplotlib.
+
+    Args:
+        rows: as many images of each kind, by its name; where one leaves [0, 1], each of its kind is stretched to it.
+        titles: one for each column of images.
+        columns: images beside each other; the others follow beneath.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    blocks = -(-len(titles) // columns)
+    figure = Figure(figsize=(0.9 * columns, 1.1 * len(rows) * blocks), layout="compressed")
+    grid = figure.subplots(len(rows) * blocks, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for line, (name, images) in enumerate(rows.items()):
+        within = images if images.min() >= 0 and images.max() <= 1 else min_max(images)
+        for i, image in enumerate(within):
+            axes = grid[i // columns * len(rows) + line, i % columns]
+            pixels = image.permute(1, 2, 0) if len(image) == 3 else image.mean(0)
+            axes.imshow(pixels.float().numpy(), cmap="gray", vmin=0, vmax=1)
+            if line == 0:
+                axes.set_title(titles[i], fontsize=8)
+            if i % columns == 0:
+                axes.text(-0.1, 0.5, name, transform=axes.transAxes, rotation=90, ha="right", va="center", fontsize=8)
+    return figure
 
 
 def bars(scores: Scores) -> "Markup":

@@ -1,0 +1,190 @@
+"""The zoo and the notebooks: what is shipped is whole, small and honest, and the commands that read it work."""
+
+import importlib
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from exhume import Training, gallery, list_zoo, load_candidates, load_checkpoint, load_truth, read_training, score
+from exhume.cli import main
+from exhume.errors import InputError
+from exhume.methods import Reconstruction
+from exhume.networks import Network
+from exhume.problems import archives
+from exhume.runs import FILES
+from exhume.zoo import SECOND
+
+ROOT = Path(__file__).parents[1]
+ENTRIES = sorted(path.parent for path in (ROOT / "zoo").glob("*/training.json"))
+SHIPPED = {*FILES["training"], *FILES["candidates"]} - {"training-state.safetensors"}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """benchmarks/zoo.py, in an empty folder and with a short search."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EXHUME_DATA", raising=False)
+    module = importlib.import_module("zoo")
+    monkeypatch.setattr(module, "SEARCH", Reconstruction(steps=30, per_class=5))
+    return module
+
+
+# ---- What is shipped
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_an_entry_is_whole_and_in_half_precision(entry: Path) -> None:
+    checkpoint, record = load_checkpoint(entry), read_training(entry)
+    assert {tensor.dtype for tensor in [checkpoint.centre, *checkpoint.weights.values()]} == {torch.float16}
+    assert "float16" in record.message and "--size" in record.message
+    first, second = load_candidates(entry), load_candidates(entry / SECOND)
+    for candidates, found in (first, second):
+        assert candidates.images.dtype == torch.float32 and "float16" in found.message
+        assert (candidates.status, candidates.images.shape[1:]) == ("done", checkpoint.shape)
+    assert first[1].reconstruction == replace(second[1].reconstruction, seed=first[1].reconstruction.seed)
+    assert first[1].reconstruction.seed != second[1].reconstruction.seed
+
+
+def test_the_zoo_is_small_and_names_no_place_of_its_makers() -> None:
+    assert ENTRIES
+    files = [path for folder in ENTRIES for path in folder.rglob("*") if path.name in SHIPPED]
+    assert sum(path.stat().st_size for path in files) < 60e6
+    for path in files:
+        if path.suffix == ".json":
+            assert not re.search(r'"(/|~|[A-Z]:\\)', path.read_text()), path
+
+
+def test_every_row_of_the_script_has_a_training_and_every_entry_a_row(script: ModuleType) -> None:
+    assert {entry.name for entry in ENTRIES} <= script.ROWS.keys()
+    for row in script.ROWS.values():
+        assert row.papers is None or script.TRAININGS[row.papers].problem == row.cpu.problem
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_committed_with_the_outputs_of_the_digits(path: Path) -> None:
+    notebook = json.loads(path.read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] == i for i, cell in enumerate(cells, 1))
+    assert "handwritten digits instead" in "".join(cells[0]["outputs"][0]["text"])
+    assert path.stat().st_size < 1e6
+    assert set(notebook["metadata"]) <= {"kernelspec", "language_info"}
+    text = json.dumps([cell["outputs"] for cell in cells if cell["outputs"]])
+    assert not re.search(r"(?<![\w+/])/(home|root|tmp|work|Users)/", text)
+    assert '"stderr"' not in text and '"error"' not in text
+
+
+# ---- The commands
+
+
+def test_the_zoo_is_listed_from_its_records(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["zoo", "--folder", str(ROOT / "zoo")])
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["name", "problem", "network", "loss", "epochs", "images", "candidates", "size"]
+    for line, entry in zip(lines, list_zoo(ROOT / "zoo"), strict=True):
+        record = entry.training
+        assert line.split()[:4] == [entry.name, record.problem.name, "-".join(entry.layers), record.training.loss]
+        first, second = map(str, entry.candidates)
+        numbers = [f"{record.history[-1].epoch:,}", str(record.problem.images), first, "+", second]
+        assert line.split()[4:] == [*numbers, f"{entry.size / 1e6:.1f}", "MB"]
+
+
+def test_no_zoo_is_one_sentence(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="holds no trained networks; they come with the repository"):
+            list_zoo(folder)
+
+
+def test_a_shipped_network_is_scored_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the user has other data: these digits are those of the installation."""
+    monkeypatch.setenv("EXHUME_DATA", str(tmp_path))
+    run = tmp_path / "entry"
+    shutil.copytree(ROOT / "zoo" / "mnist-multiclass", run, ignore=shutil.ignore_patterns("scores.*"))
+    main(["score", str(run)])
+    counts = json.loads((run / "scores.json").read_text())
+    # 93 with 2 never-seen when it was put there
+    assert counts["recovered"]["0.9"] >= 90
+    assert counts["null"]["0.9"] <= 3
+    assert "of 100 training images came out" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_named_and_found_where_the_user_says(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An entry of photographs, made here, scored on a computer that lacks them, then given them."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    np.savez(here / "cifar10_some.npz", x_train=images, y_train=np.arange(40) % 10)
+    tiny = script.Target("cifar10-multiclass", 2, Training(epochs=3), Network(widths=(20,)))
+    monkeypatch.setenv("EXHUME_DATA", str(here))
+    script.make("tiny", script.Row(cpu=tiny), "cpu", "cpu")
+    run = tmp_path / "zoo" / "tiny"
+    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
+        *SHIPPED,
+        *(f"{SECOND}/{name}" for name in FILES["candidates"]),
+    }
+    assert capsys.readouterr().out.count("| tiny |") == 3
+
+    monkeypatch.delenv("EXHUME_DATA")
+    here.rename(there)
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache")
+    monkeypatch.setenv("NO_PROXY", "*")
+    cifar = replace(archives.ARCHIVES["cifar10"], url="http://127.0.0.1:9/")
+    monkeypatch.setitem(archives.ARCHIVES, "cifar10", cifar)
+    with pytest.raises(SystemExit):
+        main(["score", str(run)])
+    assert "CIFAR-10 is not at hand" in capsys.readouterr().err
+    main(["score", str(run), "--data-dir", str(there)])
+    assert "of 20 training images came out" in capsys.readouterr().out
+    main(["report", str(run)])
+    assert "the weights were rounded to float16" in (run / "report.html").read_text()
+
+
+def test_a_finished_training_is_not_made_again(script: ModuleType, tmp_path: Path) -> None:
+    tiny = script.Target("faces", 5, Training(epochs=3), Network(widths=(20,)))
+    script.train_row(tmp_path, script.Row(cpu=tiny), "cpu", "cpu")
+    made = (tmp_path / "training.json").stat().st_mtime_ns
+    script.train_row(tmp_path, script.Row(cpu=tiny), "cpu", "cpu")
+    assert (tmp_path / "training.json").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize(
+    ("size", "hint"), [("cpu", "there are mnist-multiclass,"), ("papers", "there are mnist-binary,")]
+)
+def test_an_unknown_row_is_refused(script: ModuleType, size: str, hint: str) -> None:
+    with pytest.raises(SystemExit, match=hint):
+        script.main(("mnist-multiclass" if size == "papers" else "mnist",), size=size)
+
+
+# ---- For the notebooks
+
+
+def test_images_alone_are_scored_as_candidates_are() -> None:
+    entry = ROOT / "zoo" / "mnist-multiclass"
+    problem, candidates = load_truth(read_training(entry)), load_candidates(entry)[0]
+    truth = problem.images[:20], problem.labels[:20], problem.held_out
+    assert score(candidates.images, *truth) == score(candidates, *truth)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gallery_shows_every_image_beneath_its_title(channels: int) -> None:
+    images = torch.rand(5, channels, 4, 4)
+    figure = gallery({"above": images, "below": 3 * images}, list("abcde"), columns=3)
+    drawn = [axes for axes in figure.axes if axes.images]
+    assert len(drawn) == 10
+    assert [axes.get_title() for axes in drawn if axes.get_title()] == list("abcde")
+    shown = [axes.images[0].get_array() for axes in drawn]
+    assert all(pixels.min() >= 0 and pixels.max() <= 1 for pixels in shown)
+    assert np.allclose(shown[0], images[0].permute(1, 2, 0).squeeze())
