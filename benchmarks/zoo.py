@@ -3,9 +3,9 @@
     python benchmarks/zoo.py mnist-multiclass mnist-regression
     EXHUME_DATA=path/to/cifar python benchmarks/zoo.py cifar10-multiclass --size papers --device cuda
 
-Trainings are kept under runs/zoo, go on where they were interrupted, and are made again only if their settings change.
-What is put into the zoo is in half precision. It is scored beside a reconstruction from the weights as they were
-trained; where it scores worse, nothing is put there.
+Trainings are kept under runs/zoo and go on where they were interrupted; one of other settings is refused until its
+folder is removed. What is put into the zoo is in half precision, its candidates in bytes. It is scored beside a
+reconstruction from the weights as they were trained; where it scores worse, nothing is put there.
 """
 
 import shutil
@@ -14,18 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 from tyro.conf import Positional
 
+from exhume.candidates import join
 from exhume.checkpoint import load_checkpoint, save_checkpoint
 from exhume.commands import bars
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.presets import TRAININGS
 from exhume.problems import Selection, load_problem, locate
-from exhume.records import read_tensors, write, write_tensors
-from exhume.runs import FILES, load_candidates, load_truth, read_training
+from exhume.records import write
+from exhume.runs import FILES, load_candidates, load_truth, read_training, write_candidates
 from exhume.scores import Scores, score
 from exhume.stages import reconstruct_run, train_run
 from exhume.training import Training
@@ -49,8 +49,11 @@ CNN = Network(kind="cnn", channels=(32, 64), widths=(100,), init_scale=None)
 ROWS = {
     "mnist-multiclass": Row(cpu=TARGETS["demo"], data_dir="installed"),
     "mnist-regression": Row(cpu=Target("mnist-odd-even", 50, ODD_EVEN_MSE, DEFAULT_INIT), data_dir="installed"),
+    # 250 other digits of each class than the papers', so that nobody needs a download to score them
     "mnist-binary": Row(
-        cpu=Target("mnist-odd-even", 250, replace(TARGETS["b2"].training, lr_over_loss=3e-4)), papers="mnist-binary"
+        cpu=Target("mnist-odd-even", 250, replace(TARGETS["b2"].training, lr_over_loss=3e-4)),
+        papers="mnist-binary",
+        data_dir="installed",
     ),
     "cifar10-multiclass": Row(cpu=TARGETS["b7"], papers="cifar10-multiclass"),
     "cifar10-binary": Row(cpu=TARGETS["b8"], papers="cifar10-binary"),
@@ -86,14 +89,10 @@ def make(name: str, row: Row, size: Size, device: str) -> None:
     half = whole / "float16"
     train_row(whole, row, size, device)
     search(whole, replace(SEARCH, restarts=1), device)  # the second search changes no count
-    save_checkpoint(load_checkpoint(whole).half(), half)
     for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
-        if folder != half:
-            save_checkpoint(load_checkpoint(half), folder)
+        save_checkpoint(load_checkpoint(whole).half(), folder)
         search(folder, replace(SEARCH, seed=seed), device)
-        halve(folder / "candidates.safetensors")
-    (half / SECOND / "checkpoint.json").unlink()  # the same as the entry's own
-    (half / SECOND / "checkpoint.safetensors").unlink()
+        write_candidates(folder, *load_candidates(folder), small=True)
     record = read_training(whole)
     write(half / "training.json", replace(record, message=f"{record.message} {told(size, record.training)}"))
     full, first, both = (scored(whole, [whole]), scored(whole, [half]), scored(whole, [half, half / SECOND]))
@@ -132,17 +131,11 @@ def told(size: Size, training: Training) -> str:
     )
 
 
-def halve(path: Path) -> None:
-    """Rounds the candidates' images to half precision."""
-    tensors = read_tensors(path)
-    write_tensors(path, {**tensors, "images": tensors["images"].half()})
-
-
 def scored(run: Path, folders: Iterable[Path]) -> Scores:
     """The candidates of all folders together, against the truth of `run`."""
     problem = load_truth(read_training(run))
-    images = torch.cat([load_candidates(folder)[0].images for folder in folders])
-    return score(images, problem.images, problem.labels, problem.held_out)
+    found = join([load_candidates(folder)[0] for folder in folders])
+    return score(found, problem.images, problem.labels, problem.held_out)
 
 
 def line(name: str, what: str, scores: Scores) -> str:
@@ -154,12 +147,12 @@ def line(name: str, what: str, scores: Scores) -> str:
 def ship(run: Path, entry: Path) -> None:
     """Copies what belongs into the zoo, and nothing else."""
     shutil.rmtree(entry, ignore_errors=True)
-    for folder in (run, run / SECOND):
-        for name in (*FILES["training"], *FILES["candidates"]):
-            if (folder / name).exists():
-                target = entry / folder.relative_to(run) / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / name, target)
+    (entry / SECOND).mkdir(parents=True)
+    for name in (*FILES["training"], *FILES["candidates"]):
+        if (run / name).exists():
+            shutil.copyfile(run / name, entry / name)
+    for name in FILES["candidates"]:
+        shutil.copyfile(run / SECOND / name, entry / SECOND / name)
 
 
 if __name__ == "__main__":

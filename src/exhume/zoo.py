@@ -1,6 +1,6 @@
 """The zoo: trained networks that come with the repository, one run folder each, with two reconstructions.
 
-zoo/NAME/           checkpoint (float16), training.json, candidates (float16)
+zoo/NAME/           checkpoint (float16), training.json, candidates (in bytes)
 zoo/NAME/second/    the candidates of a second reconstruction, from another seed
 
 `benchmarks/zoo.py` makes them. All that is known of an entry is read from its records.
