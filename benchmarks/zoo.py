@@ -25,7 +25,7 @@ from exhume.networks import Network
 from exhume.presets import TRAININGS
 from exhume.problems import Selection, load_problem, locate
 from exhume.records import write
-from exhume.runs import FILES, load_candidates, load_truth, read_training, write_candidates
+from exhume.runs import FILES, load_candidates, load_truth, read_training, save_candidates
 from exhume.scores import Scores, score
 from exhume.stages import reconstruct_run, train_run
 from exhume.training import Training
@@ -92,7 +92,7 @@ def make(name: str, row: Row, size: Size, device: str) -> None:
     for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
         save_checkpoint(load_checkpoint(whole).half(), folder)
         search(folder, replace(SEARCH, seed=seed), device)
-        write_candidates(folder, *load_candidates(folder), small=True)
+        save_candidates(folder, *load_candidates(folder), small=True)
     record = read_training(whole)
     write(half / "training.json", replace(record, message=f"{record.message} {told(size, record.training)}"))
     full, first, both = (scored(whole, [whole]), scored(whole, [half]), scored(whole, [half, half / SECOND]))

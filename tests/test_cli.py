@@ -243,7 +243,8 @@ def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> No
         main(["train", "mine.py", "run"])
     assert ended.value.code == 130
     assert capsys.readouterr().err.strip() == (
-        "exhume: interrupted; a training goes on where it was last saved, every 20 s, by the same command"
+        "exhume: interrupted; by the same command a training goes on where it was last saved, every 20 s, "
+        "and a search after the trials that have ended"
     )
 
 
@@ -267,6 +268,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], comma
     words = {
         "train": ["toy-circle", "run"],
         "reconstruct": ["run"],
+        "search": ["run"],
         "score": ["run"],
         "report": ["run"],
         "import-args": ["file"],

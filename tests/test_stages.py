@@ -21,7 +21,7 @@ from exhume.problems import Selection, load_problem, locate
 from exhume.progress import Listener, Progress, silent
 from exhume.records import read_tensors, write_tensors
 from exhume.report import draw
-from exhume.runs import FILES, Merged, TrainingRecord, load_candidates, load_truth, read_training, write_candidates
+from exhume.runs import FILES, Merged, TrainingRecord, load_candidates, load_truth, read_training, save_candidates
 from exhume.stages import choose_device, reconstruct_run, score_run, train_run
 from exhume.training import Training
 
@@ -287,7 +287,7 @@ def test_small_files_hold_the_same_images_to_a_255th_of_their_range(run: Path, t
     images = torch.cat(
         [candidates.images[:-2] * 7 - 3, torch.full((1, 1, 1, 2), 0.3), torch.full((1, 1, 1, 2), torch.nan)]
     )
-    write_candidates(tmp_path / "small", replace(candidates, images=images), record, small=True)
+    save_candidates(tmp_path / "small", replace(candidates, images=images), record, small=True)
     again = load_candidates(tmp_path / "small", of=run)[0]
     extent = images.flatten(1).amax(1) - images.flatten(1).amin(1)
     error = (again.images - images).abs().flatten(1).amax(1)
@@ -295,7 +295,7 @@ def test_small_files_hold_the_same_images_to_a_255th_of_their_range(run: Path, t
     assert again.images[-1].isnan().all()
     assert torch.equal(again.multipliers, candidates.multipliers)
     assert read_tensors(tmp_path / "small" / "candidates.safetensors")["images"].dtype == torch.uint8
-    write_candidates(run, candidates, record, small=True)
+    save_candidates(run, candidates, record, small=True)
     assert score_run(run).candidates == 12 and draw(run).exists()
 
 
@@ -311,7 +311,7 @@ def test_half_precision_is_read_as_float32(run: Path) -> None:
 
 @pytest.mark.parametrize("change", ["no range", "other length", "no images"])
 def test_tensors_that_do_not_fit_each_other_are_no_candidates(run: Path, change: str) -> None:
-    write_candidates(run, *load_candidates(run), small=True)
+    save_candidates(run, *load_candidates(run), small=True)
     path = run / "candidates.safetensors"
     tensors = read_tensors(path)
     if change == "other length":

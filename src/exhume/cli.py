@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": "train on 100 handwritten digits, dig them out of the weights, score, and draw the page",
     "train": "train a network on a problem",
     "reconstruct": "reconstruct training images from a checkpoint alone",
+    "search": "search for settings: many reconstructions, whose best candidates become the run's",
     "score": "count what came out, against never-seen images",
     "report": "draw the run's page, report.html",
     "import-args": "read an argument file of the papers' own code as a command",
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print(
-            "exhume: interrupted; a training goes on where it was last saved, every 20 s, by the same command",
+            "exhume: interrupted; by the same command a training goes on where it was last saved, every 20 s, "
+            "and a search after the trials that have ended",
             file=sys.stderr,
         )
         sys.exit(130)

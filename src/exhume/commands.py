@@ -1,6 +1,7 @@
 """The commands. They take what was parsed, call, and print; what is done is done elsewhere."""
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,9 +22,12 @@ from exhume.progress import Listener
 from exhume.progress import Progress as Event
 from exhume.reference_arguments import read_arguments
 from exhume.report import draw
-from exhume.runs import load_candidates
+from exhume.runs import SearchRecord, how_chosen, load_candidates
 from exhume.scores import Scores, sentence
+from exhume.search import SPACES, Sweep
+from exhume.searches import search_run
 from exhume.stages import load_centre, reconstruct_run, score_run, train_run
+from exhume.tracking import TRACKERS
 from exhume.training import Training
 from exhume.zoo import Entry, list_zoo
 
@@ -86,6 +90,8 @@ class Train:
     selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
     network: OmitArgPrefixes[Network] = field(default_factory=Network)
     training: OmitArgPrefixes[Training] = field(default_factory=Training)
+    track: str | None = None
+    """Log the progress in the run's folder tracking: tensorboard or wandb."""
     device: Device = "auto"
     """Where to compute."""
     overwrite: bool = False
@@ -95,7 +101,7 @@ class Train:
         name, run = self._places()
         origin = locate(name, self.selection)
         problem = load_problem(*origin)
-        with bars() as listener:
+        with heard(run, self.track) as listener:
             record = train_run(
                 run,
                 problem,
@@ -154,6 +160,8 @@ class Reconstruct:
     """With --checkpoint: its activation, a row of ACTIVATIONS."""
     centre: Path | None = None
     """With --checkpoint: the mean image its training subtracted, an .npy file; without: none was."""
+    track: str | None = None
+    """Log the progress in the run's folder tracking: tensorboard or wandb."""
     device: Device = "auto"
     """Where to compute."""
     overwrite: bool = False
@@ -161,7 +169,7 @@ class Reconstruct:
 
     def __call__(self) -> None:
         foreign = self._foreign()
-        with bars() as listener:
+        with heard(self.run, self.track) as listener:
             record = reconstruct_run(
                 self.run,
                 self.reconstruction,
@@ -193,6 +201,45 @@ class Reconstruct:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """Search for settings: many reconstructions, whose best candidates become the run's."""
+
+    run: Positional[Path]
+    """Folder of the run."""
+    sweep: OmitArgPrefixes[Sweep] = field(default_factory=Sweep)
+    reconstruction: OmitArgPrefixes[Reconstruction] = field(default_factory=Reconstruction)
+    judge: Literal["residual", "truth"] = "residual"
+    """By what to choose: by how well the candidates explain the weights, as an attacker would; or by the training
+    images, as the papers did, which gives an upper bound."""
+    keep: int = 2
+    """How many of the best trials' candidates to keep, in the run's folder trials."""
+    track: str | None = None
+    """Log the progress in the run's folder tracking: tensorboard or wandb."""
+    device: Device = "auto"
+    """Where to compute."""
+    overwrite: bool = False
+    """Replace another search or other candidates in the folder, and what was made from them."""
+
+    def __call__(self) -> None:
+        with heard(self.run, self.track) as listener:
+            record = search_run(
+                self.run,
+                self.sweep,
+                self.reconstruction,
+                judge=self.judge,
+                keep=self.keep,
+                device=self.device,
+                overwrite=self.overwrite,
+                listener=listener,
+            )
+        print_search(record)
+
+    def defaults(self) -> "Search":
+        """What the flags override: the space's settings."""
+        return replace(self, reconstruction=SPACES[self.sweep.space].base, overwrite=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """Count what came out, against never-seen images."""
 
@@ -212,6 +259,9 @@ class Score:
             raise InputError("--per-class says how to load what --problem names, and it is missing.")
         else:
             print_scores(score_run(self.run, others=self.others, data_dir=self.selection.data_dir))
+        chosen = how_chosen(self.run)
+        if chosen is not None:
+            console.print(f"candidates    {chosen}", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,6 +362,40 @@ def print_scores(scores: Scores) -> None:
     console.print(f"counts        {scores.measure.upper()} {counts}  {papers}  (never-seen images)", soft_wrap=True)
 
 
+def print_search(record: SearchRecord) -> None:
+    """Three lines: how the trials ended, the best one, and by what it was chosen."""
+    counts = Counter(trial.state for trial in record.trials)
+    ends = ", ".join(f"{count} {state}" for state, count in counts.items())
+    console.print(f"trials        {len(record.trials)}: {ends}", soft_wrap=True)
+    for trial in record.trials:
+        if trial.number == record.best:
+            found = ", ".join(f"{name} {_short(value)}" for name, value in trial.settings.items())
+            console.print(
+                f"best          trial {trial.number}, {record.judge} {trial.value:.4g}: {found}", soft_wrap=True
+            )
+    console.print(f"candidates    {record.chosen if record.best is not None else 'none'}", soft_wrap=True)
+
+
+def _short(value: float | None) -> str:
+    return "as read" if value is None else f"{value:.3g}"
+
+
+@contextmanager
+def heard(run: Path, tracker: str | None) -> Iterator[Listener]:
+    """Progress bars, and a log in the run's folder where a tracker is asked for."""
+    if tracker is None:
+        with bars() as show:
+            yield show
+        return
+    with TRACKERS[_known(tracker, TRACKERS, "tracker")](run / "tracking") as log, bars() as show:
+
+        def hear(event: Event) -> None:
+            log(event)
+            show(event)
+
+        yield hear
+
+
 @contextmanager
 def bars() -> Iterator[Listener]:
     """A progress bar for each stage, on standard error."""
@@ -321,9 +405,10 @@ def bars() -> Iterator[Listener]:
 
         def hear(event: Event) -> None:
             values = "  ".join(f"{name} {value:.2e}" for name, value in event.values.items())
-            if event.stage not in tasks:
-                tasks[event.stage] = display.add_task(event.stage, total=event.total, values=values)
-            display.update(tasks[event.stage], completed=event.step, values=values)
+            stage = event.stage.partition("-")[0]  # trial-1, trial-2, ... share a bar
+            if stage not in tasks:
+                tasks[stage] = display.add_task(event.stage, total=event.total, values=values)
+            display.update(tasks[stage], description=event.stage, completed=event.step, values=values)
 
         yield hear
 

@@ -15,6 +15,7 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+"""Is told of the progress. What it raises ends the work, and reaches the caller."""
 
 
 def silent(_: Progress) -> None:

@@ -3,13 +3,18 @@
 training.json                        problem, configuration, history, margins: the defender's record
 training-state.safetensors           where an interrupted training goes on (gone when it is over)
 checkpoint.json, .safetensors        what the owner publishes: all that the attacker reads
+search.json, search.journal          the trials of a search for settings; its memory, by which it goes on
+trials/NUMBER/                       candidates.json, .safetensors of the best trials
 candidates.json, .safetensors        what the attacker found
 scores.json, .safetensors            what the auditor counted, and the pairs
 report.html                          the page
+tracking/                            logs of TensorBoard or Weights & Biases, where asked for; kept
 """
 
+import shutil
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,15 +27,17 @@ from exhume.networks import Network
 from exhume.problems import Problem, Selection, load_problem
 from exhume.records import Provenance, read, read_tensors, write, write_tensors
 from exhume.scores import Scores
+from exhume.search import Sweep, Trial
 from exhume.training import Training, TrainingPoint, TrainingState
 
 FILES = {
     "training": ("training.json", "training-state.safetensors", "checkpoint.json", "checkpoint.safetensors"),
+    "search": ("search.json", "search.journal", "search.journal.lock", "trials"),
     "candidates": ("candidates.json", "candidates.safetensors"),
     "scores": ("scores.json", "scores.safetensors"),
     "report": ("report.html",),
 }
-"""The files of each stage, in the order of the stages."""
+"""The files and folders of each stage, in the order of the stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,25 @@ class CandidatesRecord:
     history: list[HistoryPoint]
     status: str
     message: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRecord:
+    """search.json.
+
+    reconstruction: the settings that were not searched; chosen: by what the best was chosen, in words; trials: all that
+    have ended; best: the number of the best, None if none is complete; kept: those whose candidates are in trials/.
+    """
+
+    checkpoint: str
+    sweep: Sweep
+    reconstruction: Reconstruction
+    judge: Literal["residual", "truth"]
+    chosen: str
+    trials: list[Trial]
+    best: int | None
+    kept: list[int]
     provenance: Provenance
 
 
@@ -174,7 +200,7 @@ def read_candidate_tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def write_candidates(folder: Path, candidates: Candidates, record: CandidatesRecord, *, small: bool = False) -> None:
+def save_candidates(folder: Path, candidates: Candidates, record: CandidatesRecord, *, small: bool = False) -> None:
     """Writes candidates.json and candidates.safetensors.
 
     Args:
@@ -201,12 +227,30 @@ def _from_bytes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return others | {"images": least + extent * (tensors["images"].float() / 255)}
 
 
+def how_chosen(folder: Path) -> str | None:
+    """By what a search chose the folder's candidates, in words; None: they are not from a search."""
+    if not (folder / "search.json").exists():
+        return None
+    record = read(folder / "search.json", SearchRecord)
+    from_search = any(same_candidates(folder, folder / "trials" / str(number)) for number in record.kept)
+    return record.chosen if from_search else None
+
+
+def same_candidates(folder: Path, other: Path) -> bool:
+    """Whether two folders hold the candidates of one reconstruction."""
+    records = [path / "candidates.json" for path in (folder, other)]
+    return all(path.exists() for path in records) and records[0].read_bytes() == records[1].read_bytes()
+
+
 def remove_stage(folder: Path, stage: str) -> None:
     """Removes the files of a stage and of those that follow from it."""
     stages = list(FILES)
     for later in stages[stages.index(stage) :]:
         for name in FILES[later]:
-            (folder / name).unlink(missing_ok=True)
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
 
 
 _POINT = tuple(item.name for item in fields(TrainingPoint))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,6 +18,8 @@ from exhume.methods.ground import Found, Reconstruction, Search, Target
 from exhume.networks import Task
 from exhume.progress import Listener, Progress, silent
 
+Watch = Callable[[Found], None]
+
 
 def reconstruct(
     target: Checkpoint | nn.Module,
@@ -26,6 +29,7 @@ def reconstruct(
     centre: Float[Tensor, "c h w"] | None = None,
     device: torch.device | str = "cpu",
     listener: Listener = silent,
+    watch: Watch = lambda _: None,
 ) -> Candidates:
     """Reconstructs candidate training images from a checkpoint, or from any `nn.Module`.
 
@@ -33,6 +37,8 @@ def reconstruct(
         task, centre: needed for a module only: what its outputs mean, and around which image [c, h, w] to search (the
             training mean if the attacker knows it, else grey).
         listener: told of the residual about a hundred times.
+        watch: is given the candidates of the moment as often, those of the first search. What it or the listener
+            raises ends the reconstruction.
 
     Raises:
         InputError: task or centre is missing, or the settings do not fit the task. Divergence is a status.
@@ -46,9 +52,10 @@ def reconstruct(
     searches = [start(aim, config, generator)]
     if can_tell(searches[0].reading, searches[0].found().images):
         searches += [start(aim, config, generator) for _ in range(1, config.restarts or 1)]
+    watches: list[Watch] = [watch, *[lambda _: None] * (len(searches) - 1)]
     outcomes = [
-        _descend(search, config.steps or 1, part)
-        for search, part in zip(searches, _parts(listener, len(searches)), strict=True)
+        _descend(search, config.steps or 1, part, seen)
+        for search, part, seen in zip(searches, _parts(listener, len(searches)), watches, strict=True)
     ]
     search, (history, best) = searches[0], outcomes[0]
     diverged = not math.isfinite(history[-1].residual + history[-1].penalty)
@@ -100,7 +107,7 @@ def _parts(listener: Listener, count: int) -> list[Listener]:
     return [part(which) for which in range(count)]
 
 
-def _descend(search: Search, steps: int, listener: Listener) -> tuple[list[HistoryPoint], Found]:
+def _descend(search: Search, steps: int, listener: Listener, watch: Watch) -> tuple[list[HistoryPoint], Found]:
     """Follows the gradient; returns the history and the last candidates that were finite."""
     history: list[HistoryPoint] = []
     found, every = search.found(), max(1, steps // 100)
@@ -111,6 +118,7 @@ def _descend(search: Search, steps: int, listener: Listener) -> tuple[list[Histo
             if not math.isfinite(history[-1].residual + history[-1].penalty):
                 break
             found = search.found()
+            watch(found)
             values = {"residual": history[-1].residual, "penalty": history[-1].penalty}
             listener(Progress(stage="reconstruct", step=step, total=steps, values=values))
         if step < steps:

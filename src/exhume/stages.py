@@ -31,8 +31,8 @@ from exhume.runs import (
     load_truth,
     read_training,
     remove_stage,
+    save_candidates,
     save_state,
-    write_candidates,
 )
 from exhume.scores import Seconds, never_seen, score
 from exhume.solver import reconstruct
@@ -156,7 +156,7 @@ def reconstruct_run(
         provenance=provenance(device=place, seed=config.seed, seconds=time.perf_counter() - start),
     )
     remove_stage(folder, "candidates")
-    write_candidates(folder, candidates, record)
+    save_candidates(folder, candidates, record)
     return record
 
 

@@ -1,0 +1,497 @@
+"""The search for settings: many reconstructions of one checkpoint, each judged, the best kept. Built on Optuna.
+
+The papers chose their settings so, among about a hundred random ones and with the truth at hand. An attacker has no
+truth; he can only see how well candidates explain the weights (`misfit`).
+"""
+
+import json
+import math
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.connection import wait
+from multiprocessing.synchronize import Semaphore
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from exhume.candidates import Candidates
+from exhume.checkpoint import Checkpoint
+from exhume.errors import InputError
+from exhume.methods import METHODS, Reconstruction, resolve
+from exhume.methods.ground import Found, Target
+from exhume.networks import Task
+from exhume.progress import Listener, Progress, silent
+from exhume.solver import reconstruct
+from exhume.stationarity import network_gradients, relative_residual, scale_free
+
+if TYPE_CHECKING:
+    import optuna
+
+Setting = float | int | None
+
+
+# ---- Where to search
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Numbers from `low` to `high`, evenly in their logarithm if `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, float | int) and self.low <= value <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Which settings to search, by the names of `Reconstruction`, and where: an interval or a choice.
+
+    base: the other settings, which flags may change; source: where the ranges come from.
+    """
+
+    ranges: Mapping[str, Interval | tuple[Setting, ...]]
+    base: Reconstruction
+    source: str
+
+
+_PUBLISHED: dict[str, Interval | tuple[Setting, ...]] = {
+    "init_scale": Interval(low=1e-6, high=0.1, log=True),
+    "lr_images": Interval(low=1e-5, high=1.0, log=True),
+    "min_multiplier": Interval(low=0.01, high=0.5),
+    "sharpness": Interval(low=10.0, high=500.0),
+}
+
+SPACES: dict[str, Space] = {
+    "exhume": Space(
+        ranges={
+            "lr_images": Interval(low=2e-3, high=0.1, log=True),
+            "sharpness": Interval(low=3.0, high=100.0, log=True),
+            "smoothness": (None, 0.0, 1e-6, 3e-6, 1e-5, 3e-5),
+            "images": (None, 50, 100, 200, 500),
+        },
+        base=Reconstruction(restarts=1),
+        source="ours; None is what is read from the weights",
+    ),
+    "published": Space(
+        ranges=_PUBLISHED, base=Reconstruction(method="reference"), source="Haim et al. 2022, Buzaglo et al. 2023"
+    ),
+    "published-multiclass": Space(
+        ranges={**_PUBLISHED, "lr_multipliers": Interval(low=1e-5, high=1.0, log=True)},
+        base=Reconstruction(method="reference"),
+        source="the published ranges; that of lr_multipliers is ours, around the published winners",
+    ),
+}
+
+
+def known_points(
+    config: "Sweep", settings: Reconstruction, presets: Sequence[Reconstruction], task: Task
+) -> list[dict[str, Setting]]:
+    """The points of the space that presets stand for, to be tried first; the method's defaults if no preset fits.
+
+    A preset fits if its method is the space's and so is the learning rate of the multipliers, unless that is searched.
+    A value outside of its range is left to the sampler.
+    """
+    ranges, base = SPACES[config.space].ranges, resolve(settings, task)
+    fitting = [
+        known
+        for known in (resolve(preset, task) for preset in presets)
+        if known.method == base.method and ("lr_multipliers" in ranges or known.lr_multipliers == base.lr_multipliers)
+    ]
+    return [
+        {name: getattr(known, name) for name, values in ranges.items() if getattr(known, name) in values}
+        for known in fitting or [base]
+    ]
+
+
+# ---- By what to judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """By what a search chooses.
+
+    value: what the candidates of a finished trial are worth, the `largest` or the smallest being the best; None: their
+    `misfit`, by which trials are also stopped early. words: what a reader must know of a choice made by this judge.
+    """
+
+    name: Literal["residual", "truth"]
+    words: str
+    largest: bool = False
+    value: Callable[[Candidates], float] | None = None
+
+
+RESIDUAL = Judge(name="residual", words="chosen by the weights alone, without the truth")
+"""The attacker's judge."""
+
+SHARP = 1e6
+"""Sharpness at which the smoothed gate is ReLU's own derivative in all but name."""
+
+
+def misfit(network: nn.Module, found: Found, layers: Sequence[str]) -> float:
+    """How far the candidates are from explaining the weights: the relative residual of `layers`, with ReLU's own gates.
+
+    The residuals that the methods minimise cannot be compared between settings: the sharpness of their gates is a
+    setting itself, and ours is weighted by the candidates of the moment, so that candidates that explain little are
+    held to little. This one depends on nothing but the candidates. Priors are no part of it. More candidates and
+    weaker priors fit better whether or not they are right, so it is no proof. On a small network its rank correlation
+    with the number of images recovered was 0.91, that of the method's own residual 0.51 (see docs/log.md).
+    """
+    gradients = network_gradients(network, found.images, lambda _: found.cotangents, scale_free(SHARP))
+    named = [(name, p.detach()) for name, p in network.named_parameters() if p.requires_grad]
+    kept = [(p, g) for (name, p), g in zip(named, gradients, strict=True) if name in layers]
+    return relative_residual([p for p, _ in kept], [g for _, g in kept]).item()
+
+
+def trusted_layers(checkpoint: Checkpoint) -> list[str]:
+    """The parameters whose stationarity `misfit` asks for: those that our method trusts, whatever method is searched.
+
+    All parameters, but of a dense network whose deeper layers are not stationary only the first layer's.
+    """
+    network = checkpoint.build()
+    centre = checkpoint.centre.to(next(network.parameters()).dtype)
+    target = Target(network=network, centre=centre, task=checkpoint.task, outputs=checkpoint.outputs)
+    config = resolve(Reconstruction(), checkpoint.task)
+    return METHODS[config.method].start(target, config, torch.Generator()).reading.layers
+
+
+# ---- The search
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """How to search for settings."""
+
+    trials: int = 20
+    """Trials to finish in all; those of an interrupted or earlier search of the same settings count."""
+    space: str = "exhume"
+    """A row of SPACES: exhume, published or published-multiclass."""
+    sampler: Literal["random", "tpe"] = "tpe"
+    """Random, or the tree-structured Parzen estimator, which learns from the trials before (Bergstra et al. 2011)."""
+    workers: int = 1
+    """Processes, of one thread each if there are several."""
+
+    def __post_init__(self) -> None:
+        if self.space not in SPACES:
+            raise InputError(f"Unknown space {self.space!r}; there are {', '.join(SPACES)}.")
+        for name in ("trials", "workers"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One reconstruction of a search.
+
+    settings: what was searched; value: by the judge, None unless "complete"; state: "complete", "pruned" (stopped early
+    since its misfit was above the median of the others) or "diverged"; seconds: wall time.
+    """
+
+    number: int
+    settings: dict[str, Setting]
+    value: float | None
+    state: Literal["complete", "pruned", "diverged"]
+    seconds: float
+
+
+Keep = Callable[[int, Reconstruction, Candidates, float], None]
+
+
+def _forget(number: int, config: Reconstruction, candidates: Candidates, seconds: float) -> None:
+    """Keeps nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What a process needs to know to run a trial."""
+
+    checkpoint: Checkpoint
+    config: Sweep
+    settings: Reconstruction
+    judge: Judge
+    journal: Path
+    device: torch.device
+    keep: Keep
+    layers: list[str] = field(default_factory=list)
+
+
+def sweep(
+    checkpoint: Checkpoint,
+    config: Sweep,
+    settings: Reconstruction,
+    *,
+    journal: Path,
+    first: Sequence[Mapping[str, Setting]] = (),
+    judge: Judge = RESIDUAL,
+    device: torch.device | str = "cpu",
+    listener: Listener = silent,
+    keep: Keep = _forget,
+) -> Iterator[list[Trial]]:
+    """Searches until `config.trials` trials are finished; yields, at the start and whenever a trial ends, all of them.
+
+    Args:
+        settings: what is not searched; its seed is also the sampler's.
+        journal: the search's memory, a file; the same search goes on with it. One search at a time may use it.
+        first: points of the space to be tried first.
+        listener: told of every finished trial, and with one worker of the steps of each.
+        keep: is given the candidates of a finished trial, with its number, settings and seconds, in its own process.
+
+    Raises:
+        InputError: the journal is damaged or belongs to another search, a setting is both given and searched, or a
+            worker was killed.
+    """
+    check_settings(config, settings)
+    job = _Job(
+        checkpoint=checkpoint,
+        config=config,
+        settings=settings,
+        judge=judge,
+        journal=journal,
+        device=torch.device(device),
+        keep=keep,
+    )
+    study = _claim(job, first)
+    yield (trials := _finished(study))
+    left = config.trials - len(trials)
+    if left > 0:
+        job = replace(job, layers=trusted_layers(checkpoint))
+        for _ in _in_turn(job, study, left, listener) if config.workers == 1 else _side_by_side(job, left):
+            before, trials = len(trials), _finished(study)
+            if len(trials) > before:
+                listener(_progress(trials, job))
+            yield trials
+
+
+def check_settings(config: Sweep, settings: Reconstruction) -> None:
+    """Raises `InputError` for settings that the space searches or decides itself."""
+    space = SPACES[config.space]
+    if settings.method != space.base.method:
+        raise InputError(f"The space {config.space} is for the method {space.base.method}.")
+    for name in space.ranges:
+        if getattr(settings, name) is not None:
+            raise InputError(f"{name} is searched in the space {config.space}, so it cannot be given.")
+
+
+def best(trials: Sequence[Trial], judge: Judge, count: int) -> list[Trial]:
+    """The `count` best complete trials, the best first."""
+    valued = [(trial.value, trial) for trial in trials if trial.value is not None]
+    return [trial for _, trial in sorted(valued, key=lambda pair: -pair[0] if judge.largest else pair[0])[:count]]
+
+
+def _progress(trials: Sequence[Trial], job: _Job) -> Progress:
+    """How far the search is: the last value, if that trial has one, and the best."""
+    values = {job.judge.name: trials[-1].value, "best": next((t.value for t in best(trials, job.judge, 1)), None)}
+    known = {name: value for name, value in values.items() if value is not None}
+    return Progress(stage="search", step=len(trials), total=job.config.trials, values=known)
+
+
+def _finished(study: "optuna.Study") -> list[Trial]:
+    """The trials that count: complete, pruned or diverged, in the order in which they ended."""
+    ended = [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED")]
+    return [
+        Trial(
+            number=trial.number,
+            settings=dict(trial.params),
+            value=trial.value if trial.state.name == "COMPLETE" else None,
+            state="complete" if trial.state.name == "COMPLETE" else trial.user_attrs.get("why", "pruned"),
+            seconds=round(trial.duration.total_seconds(), 2) if trial.duration else 0.0,
+        )
+        for trial in sorted(ended, key=lambda t: (t.datetime_complete is None, t.datetime_complete, t.number))
+    ]
+
+
+def _in_turn(job: _Job, study: "optuna.Study", count: int, listener: Listener) -> Iterator[None]:
+    for _ in range(count):
+        _attempt(job, study, listener)
+        yield
+
+
+def _side_by_side(job: _Job, count: int) -> Iterator[None]:
+    """Trials in several processes until `count` were begun and have ended; yields about every second."""
+    context = multiprocessing.get_context("spawn")
+    tickets = context.Semaphore(count)
+    workers = [
+        context.Process(target=_work, args=(job, tickets), daemon=True) for _ in range(min(job.config.workers, count))
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        while alive := [worker.sentinel for worker in workers if worker.exitcode is None]:
+            wait(alive, timeout=1)
+            yield
+            failed = [worker.exitcode for worker in workers if worker.exitcode]
+            if failed:
+                raise InputError(
+                    f"A worker of the search ended with code {failed[0]} (-9: killed, for lack of memory perhaps); "
+                    "the same command goes on with the search."
+                )
+    finally:
+        for worker in workers:
+            if worker.pid is not None:
+                worker.terminate()
+                worker.join()
+
+
+def _work(job: _Job, tickets: Semaphore) -> None:
+    """A worker process: trials, one after another, while there are tickets."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    torch.set_num_threads(1)
+    study = _study(job)
+    while tickets.acquire(block=False):
+        _attempt(job, study, _while_wanted)
+
+
+def _while_wanted(_: Progress) -> None:
+    """Ends a worker whose parent was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        raise SystemExit
+
+
+def _attempt(job: _Job, study: "optuna.Study", listener: Listener) -> None:
+    """Runs one trial, from its settings to its value; what a listener or a pruner raises ends it early."""
+    import optuna  # noqa: PLC0415
+
+    trial = study.ask()
+    study.sampler = _sampler(job, trial.number)
+    ranges = SPACES[job.config.space].ranges
+    searched: dict[str, Any] = {name: _suggest(trial, name, values) for name, values in ranges.items()}
+    config = resolve(replace(job.settings, **searched), job.checkpoint.task)
+    yardstick, start = _Yardstick(job, config, trial), perf_counter()
+
+    def tell(progress: Progress) -> None:
+        listener(replace(progress, stage=f"trial-{trial.number}"))
+
+    try:
+        watch = yardstick if job.judge.value is None else _unwatched
+        candidates = reconstruct(job.checkpoint, config, device=job.device, listener=tell, watch=watch)
+    except optuna.TrialPruned:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return
+    value = yardstick.value if job.judge.value is None else job.judge.value(candidates)
+    if candidates.status == "diverged" or not math.isfinite(value):
+        trial.set_user_attr("why", "diverged")
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return
+    job.keep(trial.number, config, candidates, perf_counter() - start)
+    study.tell(trial, value)
+
+
+class _Yardstick:
+    """Watches a reconstruction: measures its misfit, and gives up where the median of the other trials was better."""
+
+    def __init__(self, job: _Job, config: Reconstruction, trial: "optuna.Trial") -> None:
+        dtype = getattr(torch, config.dtype or "float32")
+        self.network, self.layers = job.checkpoint.build().to(job.device, dtype), job.layers
+        self.trial, self.seen, self.value = trial, 0, math.inf
+
+    def __call__(self, found: Found) -> None:
+        import optuna  # noqa: PLC0415
+
+        self.value = misfit(self.network, found, self.layers)
+        self.trial.report(self.value, self.seen)
+        self.seen += 1
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def _unwatched(_: Found) -> None:
+    """Sees nothing."""
+
+
+def _suggest(trial: "optuna.Trial", name: str, values: Interval | tuple[Setting, ...]) -> Any:
+    if isinstance(values, Interval):
+        return trial.suggest_float(name, values.low, values.high, log=values.log)
+    return trial.suggest_categorical(name, values)
+
+
+def _sampler(job: _Job, number: int) -> "optuna.samplers.BaseSampler":
+    """A sampler with a seed of its own for every trial, so that an interrupted search does not begin anew."""
+    import optuna  # noqa: PLC0415
+
+    seed = int(np.random.SeedSequence((job.settings.seed, number)).generate_state(1)[0])
+    if job.config.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed)
+
+
+# ---- The journal
+
+
+def _claim(job: _Job, first: Sequence[Mapping[str, Setting]]) -> "optuna.Study":
+    """Opens the journal for this search alone; what a killed process was at is queued again."""
+    import optuna  # noqa: PLC0415
+
+    what = {
+        "space": job.config.space,
+        "sampler": job.config.sampler,
+        "judge": job.judge.name,
+        "settings": asdict(resolve(job.settings, job.checkpoint.task)),
+        "checkpoint": job.checkpoint.fingerprint,
+    }
+    _mend(job.journal)
+    try:
+        study = _study(job)
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        raise InputError(f"{job.journal} is damaged ({error}); add --overwrite to search from the start.") from None
+    if study.user_attrs.setdefault("search", what) != json.loads(json.dumps(what)):
+        raise InputError(f"{job.journal} holds another search; add --overwrite or use another folder.")
+    study.set_user_attr("search", what)
+    with _quiet():
+        for point in first:
+            study.enqueue_trial(dict(point), skip_if_exists=True)
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.system_attrs.get("fixed_params", {}) | trial.params)
+    return study
+
+
+def _study(job: _Job) -> "optuna.Study":
+    import optuna  # noqa: PLC0415
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock  # noqa: PLC0415
+
+    path = str(job.journal)
+    # a fifth of a reconstruction's steps tells little yet; it is watched about a hundred times
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=20, interval_steps=5)
+    with _quiet():
+        return optuna.create_study(
+            storage=optuna.storages.JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path))),
+            study_name="search",
+            direction="maximize" if job.judge.largest else "minimize",
+            pruner=pruner,
+            load_if_exists=True,
+        )
+
+
+def _mend(journal: Path) -> None:
+    """Takes away what a killed process can leave: its lock, and half a line."""
+    try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+        content = journal.read_bytes() if journal.exists() else b""
+        if not content.endswith(b"\n"):
+            journal.write_bytes(content[: content.rfind(b"\n") + 1])
+    except OSError as error:
+        raise InputError(f"{journal} cannot be written: {error.strerror}.") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, Optuna says nothing but warnings."""
+    import optuna  # noqa: PLC0415
+
+    before: Any = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

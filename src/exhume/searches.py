@@ -1,0 +1,165 @@
+"""The search stage of a run: many reconstructions, and the best one's candidates become the run's."""
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from exhume.candidates import Candidates, Images
+from exhume.checkpoint import load_checkpoint
+from exhume.errors import InputError
+from exhume.matching import match
+from exhume.methods import Reconstruction
+from exhume.presets import RECONSTRUCTIONS
+from exhume.progress import Listener, silent
+from exhume.records import provenance, replace_file, write
+from exhume.runs import (
+    FILES,
+    CandidatesRecord,
+    SearchRecord,
+    load_truth,
+    read_training,
+    remove_stage,
+    same_candidates,
+    save_candidates,
+)
+from exhume.search import RESIDUAL, Judge, Sweep, Trial, best, check_settings, known_points, sweep
+from exhume.stages import choose_device
+
+
+def search_run(
+    folder: Path,
+    config: Sweep,
+    settings: Reconstruction,
+    *,
+    judge: Literal["residual", "truth"] = "residual",
+    keep: int = 2,
+    device: str = "auto",
+    overwrite: bool = False,
+    listener: Listener = silent,
+) -> SearchRecord:
+    """Searches for settings; goes on where the same search was interrupted, or where more trials are asked for.
+
+    Args:
+        settings: what is not searched.
+        judge: "truth" chooses with the training images at hand, so that the result is an upper bound.
+        keep: how many of the best trials' candidates are kept.
+
+    Raises:
+        InputError: there is no checkpoint, or for "truth" no training record; the folder holds another search or
+            candidates that are not of one (unless `overwrite`); as for `sweep`.
+    """
+    checkpoint, place = load_checkpoint(folder), choose_device(device)
+    if keep < 1:
+        raise InputError(f"keep must be at least 1, not {keep}.")
+    check_settings(config, settings)
+    arbiter = RESIDUAL if judge == "residual" else truth_judge(folder)
+    _claim(folder, overwrite)
+    presets = [
+        preset.reconstruction
+        for name, preset in RECONSTRUCTIONS.items()
+        if name == preset.reconstruction.method or f"-{checkpoint.task}-" in name
+    ]
+    rounds = sweep(
+        checkpoint,
+        config,
+        settings,
+        journal=folder / "search.journal",
+        first=known_points(config, settings, presets, checkpoint.task),
+        judge=arbiter,
+        device=place,
+        listener=listener,
+        keep=partial(_keep_trial, folder=folder / "trials", checkpoint=checkpoint.fingerprint, device=place),
+    )
+    record = None
+    for trials in rounds:
+        if record is None or len(trials) > len(record.trials):
+            leading = [trial.number for trial in best(trials, arbiter, keep)]
+            # at the start nothing runs, so what no trial of the journal has made was left by one that was killed
+            _tidy(folder / "trials", leading, None if record is None else trials)
+            record = SearchRecord(
+                checkpoint=checkpoint.fingerprint,
+                sweep=config,
+                reconstruction=settings,
+                judge=judge,
+                chosen=arbiter.words,
+                trials=trials,
+                best=leading[0] if leading else None,
+                kept=[number for number in leading if (folder / "trials" / str(number)).exists()],
+                provenance=provenance(device=place, seed=settings.seed, seconds=sum(t.seconds for t in trials)),
+            )
+            write(folder / "search.json", record)
+    assert record is not None
+    if record.best is not None:
+        _take(folder, folder / "trials" / str(record.best))
+    return record
+
+
+def truth_judge(folder: Path) -> Judge:
+    """Judges by the images that the folder's network was trained on.
+
+    Raises:
+        InputError: it was not trained here.
+    """
+    if not (folder / "training.json").exists():
+        raise InputError(f"--judge truth needs the training images, and {folder} does not tell which they are.")
+    images = load_truth(read_training(folder)).images
+    words = "an upper bound: chosen with the truth"
+    return Judge(name="truth", words=words, largest=True, value=partial(recovered, images))
+
+
+def recovered(images: Images, candidates: Candidates) -> float:
+    """How many training images came out (NCC >= 0.9, one-to-one), and behind the point their mean similarity."""
+    alike = match(candidates, images).assigned_similarity
+    return float((alike >= 0.9).sum() + alike.clamp(0, 0.999).mean())
+
+
+def _claim(folder: Path, overwrite: bool) -> None:
+    """Makes sure that a search may replace the folder's candidates."""
+    if overwrite:
+        remove_stage(folder, "search")
+    ours = any(same_candidates(folder, trial) for trial in (folder / "trials").glob("*"))
+    if (folder / FILES["candidates"][0]).exists() and not ours:
+        raise InputError(f"{folder} already holds candidates of no search; add --overwrite or use another folder.")
+
+
+def _keep_trial(
+    number: int,
+    config: Reconstruction,
+    candidates: Candidates,
+    seconds: float,
+    *,
+    folder: Path,
+    checkpoint: str,
+    device: torch.device,
+) -> None:
+    record = CandidatesRecord(
+        checkpoint=checkpoint,
+        reconstruction=config,
+        reading=candidates.reading,
+        history=candidates.history,
+        status=candidates.status,
+        message=candidates.message,
+        provenance=provenance(device=device, seed=config.seed, seconds=seconds),
+    )
+    save_candidates(folder / str(number), candidates, record)
+
+
+def _tidy(folder: Path, leading: Sequence[int], ended: Sequence[Trial] | None) -> None:
+    """Removes the candidates of trials that have ended, or of all (None), but for the leading ones."""
+    kept = {str(number) for number in leading}
+    gone = None if ended is None else {str(trial.number) for trial in ended}
+    for path in folder.glob("*"):
+        if path.name not in kept and (gone is None or path.name in gone):
+            shutil.rmtree(path)
+
+
+def _take(folder: Path, trial: Path) -> None:
+    """Makes a trial's candidates the run's, unless they are already."""
+    if not same_candidates(folder, trial):
+        remove_stage(folder, "candidates")
+        for name in reversed(FILES["candidates"]):  # the record last: without it there are no candidates
+            replace_file(folder / name, (trial / name).read_bytes())
