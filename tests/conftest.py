@@ -7,7 +7,7 @@ import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-OF_USERS = ("Network", "Problem", "Reconstruction", "Selection", "Training")
+OF_USERS = ("Network", "Problem", "Reconstruction", "Selection", "Sweep", "Training")
 """What users fill in: the package itself must say in a sentence what is wrong with it."""
 
 

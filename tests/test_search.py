@@ -17,20 +17,22 @@ import torch
 import yaml
 from torch import nn
 
-from exhume import search, stages
+from exhume import stages
 from exhume.checkpoint import Checkpoint
 from exhume.cli import main, parse
 from exhume.errors import InputError
 from exhume.methods import Reconstruction, resolve
 from exhume.methods.ground import Found
+from exhume.misfit import misfit, trusted_layers
 from exhume.networks import Network, Task, build
 from exhume.presets import RECONSTRUCTIONS
 from exhume.progress import Listener, Progress, silent
 from exhume.records import read
 from exhume.report import draw
 from exhume.runs import SearchRecord, load_candidates
-from exhume.search import RESIDUAL, SPACES, Interval, Judge, Space, Sweep, Trial, best, known_points, misfit, sweep
+from exhume.search import RESIDUAL, Judge, Sweep, Trial, best, sweep
 from exhume.searches import recovered, search_run
+from exhume.spaces import SPACES, Interval, Space, known_points
 
 EXHUME = Path(sys.executable).with_name("exhume")
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -119,9 +121,8 @@ def test_the_presets_that_fit_are_tried_first(tmp_path: Path, name: str, task: T
 
 
 def test_a_value_outside_its_range_is_left_to_the_sampler() -> None:
-    config = Sweep(space="published")
     outside = replace(PUBLISHED, lr_images=7.0, init_scale=1e-3, lr_multipliers=1e-4)
-    assert known_points(config, PUBLISHED, [outside], "binary") == [
+    assert known_points(SPACES["published"], PUBLISHED, [outside], "binary") == [
         {"init_scale": 1e-3, "min_multiplier": 0.4, "sharpness": 50.0}
     ]
 
@@ -186,7 +187,19 @@ def test_the_value_is_the_misfit_of_the_last_candidates(tmp_path: Path) -> None:
     stages.reconstruct(checkpoint(), config, watch=seen.append)
     assert len(seen) == 4
     network = checkpoint().build()
-    assert trials[0].value == pytest.approx(misfit(network, seen[-1], search.trusted_layers(checkpoint())), rel=1e-6)
+    assert trials[0].value == pytest.approx(misfit(network, seen[-1], trusted_layers(checkpoint())), rel=1e-6)
+
+
+@pytest.mark.parametrize("bias", ["first", "all"])
+def test_hidden_layers_that_keep_their_initialisation_are_not_asked_to_be_stationary(bias: str) -> None:
+    network = Network(widths=(60, 60, 60), init_scale=1e-4, bias=bias)
+    built = build(network, torch.zeros(1, 3, 3), 1, torch.Generator().manual_seed(0))
+    weights = {name: parameter.detach() for name, parameter in built.layers.named_parameters()}
+    untrained = Checkpoint(
+        network=network, task="binary", classes=("a", "b"), centre=torch.zeros(1, 3, 3), weights=weights
+    )
+    first = next(iter(weights)).rpartition(".")[0]
+    assert trusted_layers(untrained) == [f"layers.{first}.weight", f"layers.{first}.bias"]
 
 
 def test_the_best_are_the_smallest_or_the_largest() -> None:

@@ -25,10 +25,10 @@ from .runs import load_truth as load_truth
 from .runs import read_training as read_training
 from .scores import score as score
 from .scores import sentence as sentence
-from .search import SPACES as SPACES
 from .search import Sweep as Sweep
 from .search import sweep as sweep
 from .solver import reconstruct as reconstruct
+from .spaces import SPACES as SPACES
 from .stationarity import OBJECTIVES as OBJECTIVES
 from .training import Training as Training
 from .training import train as train

@@ -24,8 +24,9 @@ from exhume.reference_arguments import read_arguments
 from exhume.report import draw
 from exhume.runs import SearchRecord, how_chosen, load_candidates
 from exhume.scores import Scores, sentence
-from exhume.search import SPACES, Sweep
+from exhume.search import Sweep
 from exhume.searches import search_run
+from exhume.spaces import SPACES
 from exhume.stages import load_centre, reconstruct_run, score_run, train_run
 from exhume.tracking import TRACKERS
 from exhume.training import Training

@@ -19,101 +19,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
-from exhume.methods import METHODS, Reconstruction, resolve
-from exhume.methods.ground import Found, Target
-from exhume.networks import Task
+from exhume.methods import Reconstruction, resolve
+from exhume.methods.ground import Found
+from exhume.misfit import misfit, trusted_layers
 from exhume.progress import Listener, Progress, silent
 from exhume.solver import reconstruct
-from exhume.stationarity import network_gradients, relative_residual, scale_free
+from exhume.spaces import SPACES, Interval, Setting
 
 if TYPE_CHECKING:
     import optuna
-
-Setting = float | int | None
-
-
-# ---- Where to search
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """Numbers from `low` to `high`, evenly in their logarithm if `log`."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __contains__(self, value: object) -> bool:
-        return isinstance(value, float | int) and self.low <= value <= self.high
-
-
-@dataclass(frozen=True, kw_only=True)
-class Space:
-    """Which settings to search, by the names of `Reconstruction`, and where: an interval or a choice.
-
-    base: the other settings, which flags may change; source: where the ranges come from.
-    """
-
-    ranges: Mapping[str, Interval | tuple[Setting, ...]]
-    base: Reconstruction
-    source: str
-
-
-_PUBLISHED: dict[str, Interval | tuple[Setting, ...]] = {
-    "init_scale": Interval(low=1e-6, high=0.1, log=True),
-    "lr_images": Interval(low=1e-5, high=1.0, log=True),
-    "min_multiplier": Interval(low=0.01, high=0.5),
-    "sharpness": Interval(low=10.0, high=500.0),
-}
-
-SPACES: dict[str, Space] = {
-    "exhume": Space(
-        ranges={
-            "lr_images": Interval(low=2e-3, high=0.1, log=True),
-            "sharpness": Interval(low=3.0, high=100.0, log=True),
-            "smoothness": (None, 0.0, 1e-6, 3e-6, 1e-5, 3e-5),
-            "images": (None, 50, 100, 200, 500),
-        },
-        base=Reconstruction(restarts=1),
-        source="ours; None is what is read from the weights",
-    ),
-    "published": Space(
-        ranges=_PUBLISHED, base=Reconstruction(method="reference"), source="Haim et al. 2022, Buzaglo et al. 2023"
-    ),
-    "published-multiclass": Space(
-        ranges={**_PUBLISHED, "lr_multipliers": Interval(low=1e-5, high=1.0, log=True)},
-        base=Reconstruction(method="reference"),
-        source="the published ranges; that of lr_multipliers is ours, around the published winners",
-    ),
-}
-
-
-def known_points(
-    config: "Sweep", settings: Reconstruction, presets: Sequence[Reconstruction], task: Task
-) -> list[dict[str, Setting]]:
-    """The points of the space that presets stand for, to be tried first; the method's defaults if no preset fits.
-
-    A preset fits if its method is the space's and so is the learning rate of the multipliers, unless that is searched.
-    A value outside of its range is left to the sampler.
-    """
-    ranges, base = SPACES[config.space].ranges, resolve(settings, task)
-    fitting = [
-        known
-        for known in (resolve(preset, task) for preset in presets)
-        if known.method == base.method and ("lr_multipliers" in ranges or known.lr_multipliers == base.lr_multipliers)
-    ]
-    return [
-        {name: getattr(known, name) for name, values in ranges.items() if getattr(known, name) in values}
-        for known in fitting or [base]
-    ]
-
-
-# ---- By what to judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,39 +50,6 @@ class Judge:
 
 RESIDUAL = Judge(name="residual", words="chosen by the weights alone, without the truth")
 """The attacker's judge."""
-
-SHARP = 1e6
-"""Sharpness at which the smoothed gate is ReLU's own derivative in all but name."""
-
-
-def misfit(network: nn.Module, found: Found, layers: Sequence[str]) -> float:
-    """How far the candidates are from explaining the weights: the relative residual of `layers`, with ReLU's own gates.
-
-    The residuals that the methods minimise cannot be compared between settings: the sharpness of their gates is a
-    setting itself, and ours is weighted by the candidates of the moment, so that candidates that explain little are
-    held to little. This one depends on nothing but the candidates. Priors are no part of it. More candidates and
-    weaker priors fit better whether or not they are right, so it is no proof. On a small network its rank correlation
-    with the number of images recovered was 0.91, that of the method's own residual 0.51 (see docs/log.md).
-    """
-    gradients = network_gradients(network, found.images, lambda _: found.cotangents, scale_free(SHARP))
-    named = [(name, p.detach()) for name, p in network.named_parameters() if p.requires_grad]
-    kept = [(p, g) for (name, p), g in zip(named, gradients, strict=True) if name in layers]
-    return relative_residual([p for p, _ in kept], [g for _, g in kept]).item()
-
-
-def trusted_layers(checkpoint: Checkpoint) -> list[str]:
-    """The parameters whose stationarity `misfit` asks for: those that our method trusts, whatever method is searched.
-
-    All parameters, but of a dense network whose deeper layers are not stationary only the first layer's.
-    """
-    network = checkpoint.build()
-    centre = checkpoint.centre.to(next(network.parameters()).dtype)
-    target = Target(network=network, centre=centre, task=checkpoint.task, outputs=checkpoint.outputs)
-    config = resolve(Reconstruction(), checkpoint.task)
-    return METHODS[config.method].start(target, config, torch.Generator()).reading.layers
-
-
-# ---- The search
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ from exhume.runs import (
     same_candidates,
     save_candidates,
 )
-from exhume.search import RESIDUAL, Judge, Sweep, Trial, best, check_settings, known_points, sweep
+from exhume.search import RESIDUAL, Judge, Sweep, Trial, best, check_settings, sweep
+from exhume.spaces import SPACES, known_points
 from exhume.stages import choose_device
 
 
@@ -68,7 +69,7 @@ def search_run(
         config,
         settings,
         journal=folder / "search.journal",
-        first=known_points(config, settings, presets, checkpoint.task),
+        first=known_points(SPACES[config.space], settings, presets, checkpoint.task),
         judge=arbiter,
         device=place,
         listener=listener,
