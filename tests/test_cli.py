@@ -121,6 +121,8 @@ def record(run: Path, name: str) -> Any:
         ("train toy-circle run --loss mse --lr 1e12 --widths 20", "The loss was no longer finite after"),
         ("train toy-circle run --device gpu", "invalid choice 'gpu' for argument '--device'"),
         ("train toy-circle run --per-class 0", "per_class must be at least 1, not 0."),
+        ("train toy-circle run --classes 1", "classes must be at least 2, not 1."),
+        ("train toy-circle run --classes 2", "Problem toy-circle (binary) has 2 classes; 2 of them cannot be chosen"),
         ("train faces run --per-class 101", "has 100 training images, fewer than the 101 per class asked for"),
         ("train faces run --per-class 100", "no never-seen images of every class are left for the control"),
         ("reconstruct run", "There is no run/checkpoint.json."),

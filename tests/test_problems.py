@@ -228,6 +228,22 @@ def test_fewer_per_class_are_the_first_of_more(name: str, archive_folder: Path) 
     assert len(few.images) == len(few.classes)
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_first_classes_are_those_of_all(name: str, archive_folder: Path) -> None:
+    folder = data_dir(name, archive_folder)
+    whole = load_problem(name, Selection(data_dir=folder))
+    if whole.task != "multiclass":
+        with pytest.raises(InputError, match="only multiclass problems can have fewer"):
+            load_problem(name, Selection(classes=2, data_dir=folder))
+        return
+    some = load_problem(name, Selection(classes=2, data_dir=folder))
+    assert torch.equal(some.images, whole.images[whole.labels < 2])
+    assert torch.equal(some.held_out, whole.held_out[whole.held_out_labels < 2])
+    assert (some.outputs, some.classes) == (2, whole.classes[:2])
+    with pytest.raises(InputError, match=f"{len(whole.classes) + 1} of them cannot be chosen"):
+        load_problem(name, Selection(classes=len(whole.classes) + 1, data_dir=folder))
+
+
 @pytest.mark.parametrize("name", [name for name in PROBLEMS if name != "toy-circle"])
 def test_more_images_than_there_are_is_one_sentence(name: str, archive_folder: Path) -> None:
     with pytest.raises(InputError, match=r"fewer than the 100000 per class asked for|could not be downloaded"):

@@ -256,8 +256,8 @@ class Score:
         load_candidates(self.run)
         if self.problem is not None:
             print_scores(score_run(self.run, (self.problem, self.selection), others=self.others))
-        elif self.selection.per_class is not None:
-            raise InputError("--per-class says how to load what --problem names, and it is missing.")
+        elif (self.selection.per_class, self.selection.classes) != (None, None):
+            raise InputError("--per-class and --classes go with --problem, which is missing.")
         else:
             print_scores(score_run(self.run, others=self.others, data_dir=self.selection.data_dir))
         chosen = how_chosen(self.run)

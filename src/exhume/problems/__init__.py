@@ -43,6 +43,8 @@ class Selection:
 
     per_class: int | None = None
     """Training images of each class, the first in the data set's order; None: the problem's own number."""
+    classes: int | None = None
+    """Only the first so many classes, of a problem with several; None: all."""
     data_dir: str | None = None
     """Folder (or file) that holds the data; "installed": the digits that come with the installation; None: the
     environment variable EXHUME_DATA, else a download."""
@@ -50,6 +52,8 @@ class Selection:
     def __post_init__(self) -> None:
         if self.per_class is not None and self.per_class < 1:
             raise InputError(f"per_class must be at least 1, not {self.per_class}.")
+        if self.classes is not None and self.classes < 2:
+            raise InputError(f"classes must be at least 2, not {self.classes}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,8 @@ def load_problem(name: str, selection: Selection | None = None) -> Problem:
     """Loads a problem by its name, or from the user's .py file, folder of images or .npz file that `name` is a path to.
 
     Raises:
-        InputError: the name is unknown, the data cannot be found or read, or holds fewer images than asked for.
+        InputError: the name is unknown, or the data cannot be found or read, or hold fewer images or classes than asked
+            for.
     """
     name, selection = locate(name, selection or Selection())
     if selection.data_dir not in (None, INSTALLED) and not Path(selection.data_dir).exists():
@@ -100,7 +105,11 @@ def load_problem(name: str, selection: Selection | None = None) -> Problem:
     if not isinstance(problem, Problem):
         raise InputError(f"{name}: load(selection) returned no Problem but a {type(problem).__name__}.")
     _check(problem)
-    return problem
+    if selection.classes is None:
+        return problem
+    fewer = _first_classes(problem, selection.classes)
+    _check(fewer)
+    return fewer
 
 
 def locate(name: str, selection: Selection) -> tuple[str, Selection]:
@@ -142,6 +151,23 @@ def first_per_class(
         rows.append(of_class[start : start + per_class])
     chosen = torch.cat(rows)
     return images[chosen], labels[chosen]
+
+
+def _first_classes(problem: Problem, count: int) -> Problem:
+    if problem.task != "multiclass" or count > len(problem.classes):
+        raise InputError(
+            f"Problem {problem.name} ({problem.task}) has {len(problem.classes)} classes; "
+            f"{count} of them cannot be chosen, and only multiclass problems can have fewer."
+        )
+    seen, unseen = problem.labels < count, problem.held_out_labels < count
+    return replace(
+        problem,
+        images=problem.images[seen],
+        labels=problem.labels[seen],
+        held_out=problem.held_out[unseen],
+        held_out_labels=problem.held_out_labels[unseen],
+        classes=problem.classes[:count],
+    )
 
 
 def _user_module(path: Path) -> ModuleType:
