@@ -6,35 +6,19 @@
 Networks are kept under runs/benchmarks and are trained again only if their settings change.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
 from tyro.conf import Positional
 
-from exhume.checkpoint import load_checkpoint
-from exhume.commands import bars
-from exhume.errors import InputError
-from exhume.losses import resolve_loss
+from cells import Target, attack, train_once
 from exhume.matching import match
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.presets import TRAININGS
-from exhume.problems import Problem, Selection, load_problem, locate
-from exhume.runs import load_candidates, read_training
-from exhume.stages import reconstruct_run, score_run, train_run
+from exhume.runs import load_candidates, load_truth, read_training
 from exhume.training import Training
-
-
-@dataclass(frozen=True)
-class Target:
-    """A network to train and attack."""
-
-    problem: str
-    per_class: int
-    training: Training
-    network: Network | None = None
-
 
 DECAY = Training(lr=0.5, epochs=10_000, weight_decay=2e-3)
 NO_DECAY = Training(lr=0.5, epochs=1000)
@@ -95,17 +79,10 @@ def main(
 def row(name: str, target: Target, seed: int, device: str, restarts: int | None) -> str:
     """One line of the table."""
     folder = Path("runs/benchmarks") / f"{name}-{seed}"
-    origin = locate(target.problem, Selection(per_class=target.per_class))
-    problem, training = load_problem(*origin), replace(target.training, seed=seed)
-    network = target.network or problem.network
-    with bars() as listener:
-        if not is_trained(folder, problem, network, training):
-            train_run(folder, problem, origin, network, training, device=device, overwrite=True, listener=listener)
-        found = reconstruct_run(
-            folder, Reconstruction(seed=seed, restarts=restarts), device=device, overwrite=True, listener=listener
-        )
-    scores = score_run(folder)
-    candidates = load_candidates(folder)[0]
+    train_once(folder, target, seed, device)
+    scores = attack(folder, Reconstruction(seed=seed, restarts=restarts), device)
+    candidates, found = load_candidates(folder)
+    problem = load_truth(read_training(folder))
     sure, told = candidates.confidence >= SURE, bool(candidates.confidence.isfinite().any())
     right = int((match(candidates, problem.images).similarity.amax(0)[sure] >= 0.9).sum())
     cells = (
@@ -124,18 +101,6 @@ def row(name: str, target: Target, seed: int, device: str, restarts: int | None)
         f"{scores.seconds.reconstruct:.0f}",
     )
     return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def is_trained(folder: Path, problem: Problem, network: Network, training: Training) -> bool:
-    """Whether the folder holds exactly this training of this problem, finished."""
-    try:
-        record = read_training(folder)
-        load_checkpoint(folder)
-    except InputError:
-        return False
-    resolved = replace(training, loss=resolve_loss(problem.task, training.loss))
-    same_data = record.problem.fingerprint == problem.fingerprint
-    return same_data and (record.network, record.training) == (network, resolved)
 
 
 if __name__ == "__main__":

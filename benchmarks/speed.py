@@ -28,12 +28,14 @@ from exhume.solver import take_step
 
 @dataclass(frozen=True)
 class Shape:
-    """A network and how many images it was trained on."""
+    """A network and how many images it was trained on; candidates of each label: None for the method's own number."""
 
     image: tuple[int, int, int]
     outputs: int
     images: int
     task: Task
+    widths: tuple[int, ...] = (1000, 1000)
+    per_class: int | None = None
 
 
 SHAPES = {
@@ -52,28 +54,30 @@ def main(device: str = "cpu", steps: int = 2 * REWEIGHTED) -> None:
     print(f"{torch.get_num_threads()} threads, {device}, PyTorch {torch.__version__}")
     for name, shape in SHAPES.items():
         ours, theirs = ((method, shape, device) for method in ("exhume", "reference"))
-        fast, slow = _least(_steps(*ours), steps), _least(_steps(*theirs), max(steps // 10, 2))
-        products = _least(_products_alone(_steps(*ours), steps), 1) / steps
-        small, large = _peak(*ours), _peak(*theirs)
+        fast, slow = least(steps_of(*ours), steps), least(steps_of(*theirs), max(steps // 10, 2))
+        products = least(_products_alone(steps_of(*ours), steps), 1) / steps
+        small, large = peak(*ours), peak(*theirs)
         print(f"{name}: reference / exhume, one step: {slow / fast:.1f} ({1e3 * slow:.0f} ms / {1e3 * fast:.1f} ms)")
         print(f"{name}: exhume's step / its matrix products: {fast / products:.2f} ({1e3 * products:.1f} ms)")
         print(f"{name}: memory of a step, exhume / reference: {small / large:.2f} ({small:.0f} / {large:.0f} MB)")
         epochs = _epochs(shape, device)
-        epoch, alone = _least(epochs, 20), _least(_products_alone(epochs, 20), 1) / 20
+        epoch, alone = least(epochs, 20), least(_products_alone(epochs, 20), 1) / 20
         print(f"{name}: an epoch / its matrix products: {epoch / alone:.2f} ({1e3 * epoch:.1f} / {1e3 * alone:.1f} ms)")
 
 
 def search(method: str, shape: Shape, device: str) -> Search:
     """A search as `reconstruct` would start it, on an untrained network."""
     generator = torch.Generator().manual_seed(0)
-    config = resolve(Reconstruction(method=method, images=shape.images), shape.task)
+    config = resolve(Reconstruction(method=method, images=shape.images, per_class=shape.per_class), shape.task)
     centre = torch.full(shape.image, 0.5)
-    network = build(Network(), centre, shape.outputs, generator).to(device, getattr(torch, config.dtype or ""))
+    dtype = getattr(torch, config.dtype or "")
+    network = build(Network(widths=shape.widths), centre, shape.outputs, generator).to(device, dtype)
     target = Target(network=network, centre=network.centre.centre, task=shape.task, outputs=shape.outputs)
     return METHODS[method].start(target, config, generator)
 
 
-def _steps(method: str, shape: Shape, device: str) -> Callable[[int], None]:
+def steps_of(method: str, shape: Shape, device: str) -> Callable[[int], None]:
+    """Takes so many steps of a search that is under way."""
     under_way = search(method, shape, device)
 
     def run(count: int) -> None:
@@ -86,7 +90,7 @@ def _steps(method: str, shape: Shape, device: str) -> Callable[[int], None]:
 def _epochs(shape: Shape, device: str) -> Callable[[int], None]:
     generator = torch.Generator().manual_seed(0)
     # in the images' span, whose basis is computed once in a training and is no part of an epoch
-    network = build(Network(), torch.zeros(1, 1, shape.images), shape.outputs, generator).to(device)
+    network = build(Network(widths=shape.widths), torch.zeros(1, 1, shape.images), shape.outputs, generator).to(device)
     layers = [layer for layer in network.layers if isinstance(layer, torch.nn.Linear)]
     inputs = torch.randn(shape.images, shape.images, generator=generator).to(device)
     labels = (torch.arange(shape.images) % max(shape.outputs, 2)).to(device)
@@ -100,7 +104,7 @@ def _epochs(shape: Shape, device: str) -> Callable[[int], None]:
     return lambda count: descend(layers, inputs, slope, lambda _: 1e-4, decay=0.0, epochs=count)
 
 
-def _least(run: Callable[[int], None], count: int, repeats: int = 5) -> float:
+def least(run: Callable[[int], None], count: int, repeats: int = 5) -> float:
     """Seconds for one of `count` steps: the least of several timings, after a warm-up."""
     run(min(count, 3))
     seconds = []
@@ -158,7 +162,7 @@ def _products_alone(run: Callable[[int], None], count: int) -> Callable[[int], N
     return alone
 
 
-def _peak(method: str, shape: Shape, device: str) -> float:
+def peak(method: str, shape: Shape, device: str) -> float:
     """Megabytes that steps take beyond what was there before the search began, at most, in a process of its own."""
     with get_context("spawn").Pool(1) as pool:
         return float(pool.apply(_peak_here, (method, shape, device)))
@@ -166,11 +170,11 @@ def _peak(method: str, shape: Shape, device: str) -> float:
 
 def _peak_here(method: str, shape: Shape, device: str) -> float:
     if device == "cuda":
-        _steps(method, shape, device)(3)
+        steps_of(method, shape, device)(3)
         return torch.cuda.max_memory_allocated() / 1e6
-    _steps(method, Shape((1, 4, 4), shape.outputs, 2, shape.task), device)(3)  # libraries are loaded
+    steps_of(method, Shape((1, 4, 4), shape.outputs, 2, shape.task), device)(3)  # libraries are loaded
     before = _high_water()
-    _steps(method, shape, device)(3)
+    steps_of(method, shape, device)(3)
     return _high_water() - before
 
 

@@ -3,8 +3,8 @@
     python benchmarks/zoo.py mnist-multiclass mnist-regression
     EXHUME_DATA=path/to/cifar python benchmarks/zoo.py cifar10-multiclass --size papers --device cuda
 
-Trainings are kept under runs/zoo and go on where they were interrupted; one of other settings is refused until its
-folder is removed. What is put into the zoo is in half precision, its candidates in bytes. It is scored beside a
+Trainings are kept under runs/zoo, go on where they were interrupted, and are made again only if their settings change.
+What is put into the zoo is in half precision, its candidates in bytes. It is scored beside a
 reconstruction from the weights as they were trained; where it scores worse, nothing is put there.
 """
 
@@ -17,20 +17,20 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
+from cells import Target, train_once
 from exhume.candidates import join
 from exhume.checkpoint import load_checkpoint, save_checkpoint
 from exhume.commands import bars
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.presets import TRAININGS
-from exhume.problems import Selection, load_problem, locate
 from exhume.records import write
 from exhume.runs import FILES, load_candidates, load_truth, read_training, save_candidates
 from exhume.scores import Scores, score
-from exhume.stages import reconstruct_run, train_run
+from exhume.stages import reconstruct_run
 from exhume.training import Training
 from exhume.zoo import SECOND
-from run import DECAY, DEFAULT_INIT, TARGETS, Target, is_trained
+from run import DECAY, DEFAULT_INIT, TARGETS
 
 Size = Literal["cpu", "papers"]
 
@@ -106,14 +106,11 @@ def make(name: str, row: Row, size: Size, device: str) -> None:
 
 def train_row(folder: Path, row: Row, size: Size, device: str) -> None:
     """Trains the row's network at this size, unless the folder holds it already."""
-    preset = TRAININGS[row.papers] if size == "papers" and row.papers else None
-    chosen = preset or row.cpu
-    origin = locate(chosen.problem, Selection(per_class=chosen.per_class, data_dir=row.data_dir))
-    problem = load_problem(*origin)
-    network = chosen.network or problem.network
-    if not is_trained(folder, problem, network, chosen.training):
-        with bars() as listener:
-            train_run(folder, problem, origin, network, chosen.training, device=device, listener=listener)
+    target = row.cpu
+    if size == "papers" and row.papers:
+        preset = TRAININGS[row.papers]
+        target = Target(preset.problem, preset.per_class, preset.training, preset.network)
+    train_once(folder, replace(target, data_dir=row.data_dir), target.training.seed, device)
 
 
 def search(folder: Path, settings: Reconstruction, device: str) -> None:
