@@ -99,8 +99,8 @@ def outcome(folder: Path) -> Row:
         "train s": scores.seconds.train,
         "reconstruct s": scores.seconds.reconstruct,
         "accuracy": last.accuracy,
-        "loss": last.loss,
-        "gradient": last.gradient,
+        "final loss": last.loss,
+        "final gradient": last.gradient,
         "status": f"{training.status}, {found.status}",
     }
 
