@@ -1,13 +1,14 @@
 """The figures of the studies."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cells import Value
 from laws import Result, fit_law, grouped
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def lines(x: str, series: str, zero: float | None = None) -> Chart:
                 axes.set_xscale("log")
             else:
                 axes.set_xscale("symlog", linthresh=zero)
+            _ticks(axes, grouped(results, x))
         number.legend(fontsize="small")
 
     return chart
@@ -123,7 +125,14 @@ def costs(figure: "Figure", results: Sequence[Result]) -> None:
     for axes, (name, of) in zip(figure.subplots(1, len(groups), sharey=True), groups.items(), strict=True):
         _curve(axes, str(name), of, lambda result: 1e3 * result.number("step s"))
         axes.set(xscale="log", yscale="log", xlabel=str(name))
+        _ticks(axes, grouped(of, str(name)))
     figure.axes[0].set_ylabel("ms of a step")
+
+
+def _ticks(axes: "Axes", values: Iterable[Value]) -> None:
+    """The values themselves, where a logarithmic axis would show powers of ten."""
+    axes.minorticks_off()
+    axes.set_xticks(list(values), [f"{value:g}" for value in values])
 
 
 def _null_share(result: Result) -> float:

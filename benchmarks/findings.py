@@ -129,7 +129,8 @@ def agrees(found: Difference, expected: int) -> str:
     """Says whether a difference is the one the papers saw, by its sign."""
     if found.sign == 0:
         return f"does not decide (p = {found.p_value:.2g})"
-    return f"{'agrees' if found.sign == expected else 'disagrees'} (p = {found.p_value:.1g})"
+    odds = f"= {found.p_value:.1g}" if found.p_value > 1e-20 else "< 1e-20"
+    return f"{'agrees' if found.sign == expected else 'disagrees'} (p {odds})"
 
 
 def _median(results: Sequence[Result]) -> str:

@@ -1,6 +1,5 @@
 """The zoo and the notebooks: what is shipped is whole, small and honest, and the commands that read it work."""
 
-import importlib
 import json
 import re
 import shutil
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import zoo
 from exhume import Training, gallery, list_zoo, load_candidates, load_checkpoint, load_truth, read_training, score
 from exhume.cli import main
 from exhume.errors import InputError
@@ -30,12 +30,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """benchmarks/zoo.py, in an empty folder and with a short search."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EXHUME_DATA", raising=False)
-    module = importlib.import_module("zoo")
-    monkeypatch.setattr(module, "SEARCH", Reconstruction(steps=30, per_class=5))
-    return module
+    monkeypatch.setattr(zoo, "SEARCH", Reconstruction(steps=30, per_class=5))
+    return zoo
 
 
 # ---- What is shipped
