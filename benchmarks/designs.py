@@ -140,7 +140,7 @@ def of_each_image(folder: Path) -> dict[str, list[float]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """cost.json: what a step takes, in seconds and in megabytes (None: not measured)."""
+    """cost.json: what a step takes, in seconds and in megabytes beyond the libraries (None: not measured)."""
 
     shape: Shape
     device: str
