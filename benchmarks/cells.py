@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from exhume.checkpoint import load_checkpoint
-from exhume.commands import bars
+from exhume.commands.screen import bars
 from exhume.errors import InputError
 from exhume.losses import resolve_loss
 from exhume.methods import Reconstruction, resolve

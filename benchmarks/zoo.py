@@ -20,7 +20,7 @@ from tyro.conf import Positional
 from cells import Target, train_once
 from exhume.candidates import join
 from exhume.checkpoint import load_checkpoint, save_checkpoint
-from exhume.commands import bars
+from exhume.commands.screen import bars
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.presets import TRAININGS

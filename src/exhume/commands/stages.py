@@ -1,39 +1,27 @@
-"""The commands. They take what was parsed, call, and print; what is done is done elsewhere."""
+"""The commands that work on a run, one a stage, and the demo of all."""
 
-import shlex
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from exhume.checkpoint import Checkpoint, load_state_dict
-from exhume.errors import InputError
+from exhume.commands.screen import bars, console, heard, print_scores, print_search
+from exhume.errors import InputError, known
 from exhume.methods import Reconstruction
 from exhume.networks import Network, Task
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
-from exhume.problems import PROBLEMS, Selection, load_problem, locate, names_and_summaries
-from exhume.progress import Listener
-from exhume.progress import Progress as Event
-from exhume.reference_arguments import read_arguments
+from exhume.problems import PROBLEMS, Selection, load_problem, locate
 from exhume.report import draw
-from exhume.runs import SearchRecord, how_chosen, load_candidates
-from exhume.scores import Scores, sentence
+from exhume.runs import how_chosen, load_candidates
 from exhume.search import Sweep
 from exhume.searches import search_run
 from exhume.spaces import SPACES
 from exhume.stages import load_centre, reconstruct_run, score_run, train_run
-from exhume.tracking import TRACKERS
 from exhume.training import Training
-from exhume.zoo import Entry, list_zoo
 
 Device = Literal["auto", "cpu", "cuda"]
-console, bars_console = Console(highlight=False), Console(stderr=True, highlight=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +112,7 @@ class Train:
         """What the flags override: the preset's settings, or else the problem's own network."""
         name, _ = self._places()
         if self.preset is not None:
-            preset = TRAININGS[_known(self.preset, TRAININGS, "training preset")]
+            preset = TRAININGS[known(self.preset, TRAININGS, "training preset")]
             selection = replace(self.selection, per_class=self.selection.per_class or preset.per_class)
             first = replace(self, selection=selection, network=preset.network, training=preset.training)
         else:
@@ -139,7 +127,7 @@ class Train:
             raise InputError("Say `exhume train PROBLEM RUN`, or `exhume train RUN --preset NAME`.")
         if self.problem in PROBLEMS:
             raise InputError(f"{self.problem} is a problem, and the folder of the run is missing.")
-        return TRAININGS[_known(self.preset, TRAININGS, "training preset")].problem, Path(self.problem)
+        return TRAININGS[known(self.preset, TRAININGS, "training preset")].problem, Path(self.problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +185,7 @@ class Reconstruct:
         """What the flags override: the preset's settings."""
         settings = Reconstruction()
         if self.preset is not None:
-            settings = RECONSTRUCTIONS[_known(self.preset, RECONSTRUCTIONS, "reconstruction preset")].reconstruction
+            settings = RECONSTRUCTIONS[known(self.preset, RECONSTRUCTIONS, "reconstruction preset")].reconstruction
         return replace(self, reconstruction=settings, overwrite=False)
 
 
@@ -274,147 +262,3 @@ class Report:
 
     def __call__(self) -> None:
         console.print(str(draw(self.run)), soft_wrap=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportArgs:
-    """Read an argument file of the papers' own code as a command, and say which flags are not in it."""
-
-    file: Positional[Path]
-    """A file that holds one command, `Main.py --run_mode=... --problem=...`."""
-    run: str | None = None
-    """Folder of the run; without: in runs/, under the name its weights have there."""
-
-    def __call__(self) -> None:
-        try:
-            text = self.file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.file} cannot be read: {error}.") from None
-        read = read_arguments(text, self.run)
-        console.print(shlex.join(read.command), markup=False, soft_wrap=True)
-        for title, flags in (("No counterpart here:", read.missing), ("No effect there:", read.dead)):
-            lines = [f"  --{name:28}{reason}" for name, reason in flags.items()]
-            if lines:
-                console.print("", title, *lines, sep="\n", markup=False, soft_wrap=True)
-        console.print("", *read.remarks, sep="\n", markup=False, soft_wrap=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problems:
-    """List the problems."""
-
-    def __call__(self) -> None:
-        for name, summary in names_and_summaries().items():
-            console.print(f"{name:37}{summary}", soft_wrap=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Presets:
-    """List the presets."""
-
-    def __call__(self) -> None:
-        console.print("For `exhume train RUN --preset NAME`:")
-        for name, training in TRAININGS.items():
-            row = training.training
-            console.print(
-                f"  {name:22}{training.problem}, {training.per_class} per class, {row.loss}, lr {row.lr:g}, "
-                f"weight decay {row.weight_decay:g}, {row.epochs} epochs ({training.source})",
-                soft_wrap=True,
-            )
-        console.print("For `exhume reconstruct RUN --preset NAME`:")
-        for name, preset in RECONSTRUCTIONS.items():
-            console.print(f"  {name:22}method {preset.reconstruction.method} ({preset.source})", soft_wrap=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Zoo:
-    """List the trained networks that come with the repository."""
-
-    folder: Path = Path("zoo")
-    """Where they are."""
-
-    def __call__(self) -> None:
-        columns = ("name", "problem", "network", "loss", "epochs", "images", "candidates", "size")
-        rows = [columns, *(_zoo_row(entry) for entry in list_zoo(self.folder))]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            console.print("  ".join(map(str.ljust, row, widths)).rstrip(), soft_wrap=True)
-
-
-def _zoo_row(entry: Entry) -> tuple[str, ...]:
-    record = entry.training
-    return (
-        entry.name,
-        record.problem.name,
-        "-".join(entry.layers),
-        str(record.training.loss),
-        f"{record.history[-1].epoch:,}",
-        str(record.problem.images),
-        " + ".join(map(str, entry.candidates)),
-        f"{entry.size / 1e6:.1f} MB",
-    )
-
-
-def print_scores(scores: Scores) -> None:
-    """Two lines: the sentence, and the counts by threshold with those of the never-seen images in brackets."""
-    counts = "  ".join(f"{level}: {count} ({scores.null[level]})" for level, count in scores.recovered.items())
-    papers = f"SSIM > 0.4: {scores.ssim.good} ({scores.ssim.null_good})"
-    console.print(f"result        {sentence(scores)}", soft_wrap=True)
-    console.print(f"counts        {scores.measure.upper()} {counts}  {papers}  (never-seen images)", soft_wrap=True)
-
-
-def print_search(record: SearchRecord) -> None:
-    """Three lines: how the trials ended, the best one, and by what it was chosen."""
-    counts = Counter(trial.state for trial in record.trials)
-    ends = ", ".join(f"{count} {state}" for state, count in counts.items())
-    console.print(f"trials        {len(record.trials)}: {ends}", soft_wrap=True)
-    for trial in record.trials:
-        if trial.number == record.best:
-            found = ", ".join(f"{name} {_short(value)}" for name, value in trial.settings.items())
-            console.print(
-                f"best          trial {trial.number}, {record.judge} {trial.value:.4g}: {found}", soft_wrap=True
-            )
-    console.print(f"candidates    {record.chosen if record.best is not None else 'none'}", soft_wrap=True)
-
-
-def _short(value: float | None) -> str:
-    return "as read" if value is None else f"{value:.3g}"
-
-
-@contextmanager
-def heard(run: Path, tracker: str | None) -> Iterator[Listener]:
-    """Progress bars, and a log in the run's folder where a tracker is asked for."""
-    if tracker is None:
-        with bars() as show:
-            yield show
-        return
-    with TRACKERS[_known(tracker, TRACKERS, "tracker")](run / "tracking") as log, bars() as show:
-
-        def hear(event: Event) -> None:
-            log(event)
-            show(event)
-
-        yield hear
-
-
-@contextmanager
-def bars() -> Iterator[Listener]:
-    """A progress bar for each stage, on standard error."""
-    columns = (TextColumn("{task.description:12}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[values]}"), console=bars_console) as display:
-        tasks: dict[str, Any] = {}
-
-        def hear(event: Event) -> None:
-            values = "  ".join(f"{name} {value:.2e}" for name, value in event.values.items())
-            stage = event.stage.partition("-")[0]  # trial-1, trial-2, ... share a bar
-            if stage not in tasks:
-                tasks[stage] = display.add_task(event.stage, total=event.total, values=values)
-            display.update(tasks[stage], description=event.stage, completed=event.step, values=values)
-
-        yield hear
-
-
-def _known(name: str, table: Mapping[str, Any], what: str) -> str:
-    if name not in table:
-        raise InputError(f"There is no {what} {name!r}; there are {', '.join(table)}.")
-    return name

@@ -1,0 +1,12 @@
+"""The commands. They take what was parsed, call, and print; what is done is done elsewhere."""
+
+from exhume.commands.lists import ImportArgs as ImportArgs
+from exhume.commands.lists import Presets as Presets
+from exhume.commands.lists import Problems as Problems
+from exhume.commands.lists import Zoo as Zoo
+from exhume.commands.stages import Demo as Demo
+from exhume.commands.stages import Reconstruct as Reconstruct
+from exhume.commands.stages import Report as Report
+from exhume.commands.stages import Score as Score
+from exhume.commands.stages import Search as Search
+from exhume.commands.stages import Train as Train
