@@ -461,7 +461,7 @@ def test_score_merges_other_folders(capsys: pytest.CaptureFixture[str], finished
         shutil.copytree(finished, name)
     main(["score", "run", "--with", "second", "third"])
     scores = record(Path("run"), "scores.json")
-    assert scores["merged"] == [{"folder": "second", "candidates": 12}, {"folder": "third", "candidates": 12}]
+    assert scores["merged"] == [{"folder": name, "candidates": 12, "chosen": None} for name in ("second", "third")]
     assert scores["candidates"] == 36
     assert "There is no nowhere/candidates.json" in refused(capsys, "score", "run", "--with", "nowhere")
     assert "--with" in refused(capsys, "score", "run", "--wiht", "second")

@@ -432,10 +432,14 @@ def test_chosen_with_the_truth_is_an_upper_bound_everywhere(run: Path, capsys: p
     main(["score", "run"])
     assert words in capsys.readouterr().out
     assert words in draw(run).read_text()
+    shutil.copytree(run, "chosen")
     main(["reconstruct", "run", "--overwrite", *TINY])
     main(["score", "run"])
     assert words not in capsys.readouterr().out
     assert words not in draw(run).read_text()
+    main(["score", "run", "--with", "chosen"])
+    assert words in capsys.readouterr().out
+    assert words in draw(run).read_text()
 
 
 def test_the_truth_is_not_at_hand_everywhere(run: Path) -> None:

@@ -25,7 +25,7 @@ from exhume.errors import InputError
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.problems import Problem, Selection, load_problem
-from exhume.records import Provenance, read, read_tensors, write, write_tensors
+from exhume.records import Provenance, provenance, read, read_tensors, write, write_tensors
 from exhume.scores import Scores
 from exhume.search import Sweep, Trial
 from exhume.training import Training, TrainingPoint, TrainingState
@@ -99,10 +99,11 @@ class SearchRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """Candidates from elsewhere: the folder, by the path that was given, and how many it gave."""
+    """Candidates from elsewhere: the folder, by the path that was given, how many it gave, and `how_chosen`."""
 
     folder: str
     candidates: int
+    chosen: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,7 @@ def read_candidate_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def save_candidates(folder: Path, candidates: Candidates, record: CandidatesRecord, *, small: bool = False) -> None:
-    """Writes candidates.json and candidates.safetensors.
+    """Writes candidates.safetensors and candidates.json.
 
     Args:
         small: stores each image in 256 steps between its own least and largest value, a quarter of the size.
@@ -209,6 +210,26 @@ def save_candidates(folder: Path, candidates: Candidates, record: CandidatesReco
     tensors = {name: getattr(candidates, name) for name in CANDIDATE_TENSORS}
     write_tensors(folder / "candidates.safetensors", _in_bytes(tensors) if small else tensors)
     write(folder / "candidates.json", record)
+
+
+def candidates_record(
+    candidates: Candidates, config: Reconstruction, *, checkpoint: str, device: torch.device, seconds: float
+) -> CandidatesRecord:
+    """What to write of a reconstruction that has just ended.
+
+    Args:
+        config: its settings, with no value left open.
+        checkpoint: fingerprint of what was attacked.
+    """
+    return CandidatesRecord(
+        checkpoint=checkpoint,
+        reconstruction=config,
+        reading=candidates.reading,
+        history=candidates.history,
+        status=candidates.status,
+        message=candidates.message,
+        provenance=provenance(device=device, seed=config.seed, seconds=seconds),
+    )
 
 
 def _in_bytes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

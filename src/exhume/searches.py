@@ -18,8 +18,8 @@ from exhume.progress import Listener, silent
 from exhume.records import provenance, replace_file, write
 from exhume.runs import (
     FILES,
-    CandidatesRecord,
     SearchRecord,
+    candidates_record,
     load_truth,
     read_training,
     remove_stage,
@@ -137,15 +137,7 @@ def _keep_trial(
     checkpoint: str,
     device: torch.device,
 ) -> None:
-    record = CandidatesRecord(
-        checkpoint=checkpoint,
-        reconstruction=config,
-        reading=candidates.reading,
-        history=candidates.history,
-        status=candidates.status,
-        message=candidates.message,
-        provenance=provenance(device=device, seed=config.seed, seconds=seconds),
-    )
+    record = candidates_record(candidates, config, checkpoint=checkpoint, device=device, seconds=seconds)
     save_candidates(folder / str(number), candidates, record)
 
 

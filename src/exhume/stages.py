@@ -26,6 +26,8 @@ from exhume.runs import (
     ProblemRecord,
     ScoresRecord,
     TrainingRecord,
+    candidates_record,
+    how_chosen,
     load_candidates,
     load_state,
     load_truth,
@@ -146,15 +148,8 @@ def reconstruct_run(
         _adopt(folder, foreign)
     start = time.perf_counter()
     candidates = reconstruct(checkpoint, config, device=place, listener=listener)
-    record = CandidatesRecord(
-        checkpoint=checkpoint.fingerprint,
-        reconstruction=config,
-        reading=candidates.reading,
-        history=candidates.history,
-        status=candidates.status,
-        message=candidates.message,
-        provenance=provenance(device=place, seed=config.seed, seconds=time.perf_counter() - start),
-    )
+    seconds = time.perf_counter() - start
+    record = candidates_record(candidates, config, checkpoint=checkpoint.fingerprint, device=place, seconds=seconds)
     remove_stage(folder, "candidates")
     save_candidates(folder, candidates, record)
     return record
@@ -209,7 +204,7 @@ def score_run(
         truth=truth,
         checkpoint=found.checkpoint,
         merged=[
-            Merged(folder=str(other), candidates=len(part.images))
+            Merged(folder=str(other), candidates=len(part.images), chosen=how_chosen(other))
             for other, (part, _) in zip(others, parts[1:], strict=True)
         ],
         provenance=provenance(device=torch.device("cpu"), seed=seed, seconds=seconds),

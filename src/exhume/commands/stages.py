@@ -242,15 +242,15 @@ class Score:
 
     def __call__(self) -> None:
         load_candidates(self.run)
-        if self.problem is not None:
-            print_scores(score_run(self.run, (self.problem, self.selection), others=self.others))
-        elif (self.selection.per_class, self.selection.classes) != (None, None):
+        origin = None if self.problem is None else (self.problem, self.selection)
+        if origin is None and (self.selection.per_class, self.selection.classes) != (None, None):
             raise InputError("--per-class and --classes go with --problem, which is missing.")
-        else:
-            print_scores(score_run(self.run, others=self.others, data_dir=self.selection.data_dir))
-        chosen = how_chosen(self.run)
-        if chosen is not None:
-            console.print(f"candidates    {chosen}", soft_wrap=True)
+        data_dir = self.selection.data_dir if origin is None else None
+        scores = score_run(self.run, origin, others=self.others, data_dir=data_dir)
+        print_scores(scores)
+        for words in dict.fromkeys([how_chosen(self.run), *(part.chosen for part in scores.merged)]):
+            if words is not None:
+                console.print(f"candidates    {words}", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
