@@ -49,7 +49,7 @@ def train_once(folder: Path, target: Target, seed: int, device: str) -> None:
     problem = load_problem(*origin)
     network = target.network or problem.network
     training = replace(target.training, seed=seed, loss=resolve_loss(problem.task, target.training.loss))
-    before = _record(folder / "training.json", TrainingRecord)
+    before = known_record(folder / "training.json", TrainingRecord)
     same = (
         before is not None
         and before.problem.fingerprint == problem.fingerprint
@@ -61,17 +61,22 @@ def train_once(folder: Path, target: Target, seed: int, device: str) -> None:
             train_run(folder, problem, origin, network, training, device=device, overwrite=overwrite, listener=listener)
 
 
-def attack(folder: Path, config: Reconstruction, device: str) -> ScoresRecord:
-    """Reconstructs from the folder's checkpoint and scores, whatever was there before."""
+def reconstruct_anew(folder: Path, config: Reconstruction, device: str) -> None:
+    """Reconstructs from the folder's checkpoint, whatever was there before, with a progress bar."""
     with bars() as listener:
         reconstruct_run(folder, config, device=device, overwrite=True, listener=listener)
+
+
+def attack(folder: Path, config: Reconstruction, device: str) -> ScoresRecord:
+    """The same, and scores."""
+    reconstruct_anew(folder, config, device)
     return score_run(folder)
 
 
 def attack_once(folder: Path, config: Reconstruction, device: str) -> None:
     """Reconstructs and scores unless the folder holds the scores of exactly this attack on its checkpoint."""
-    found = _record(folder / "candidates.json", CandidatesRecord)
-    scores = _record(folder / "scores.json", ScoresRecord)
+    found = known_record(folder / "candidates.json", CandidatesRecord)
+    scores = known_record(folder / "scores.json", ScoresRecord)
     checkpoint = load_checkpoint(folder)
     if not (
         found is not None
@@ -105,7 +110,8 @@ def outcome(folder: Path) -> Row:
     }
 
 
-def _record(path: Path, kind: type[T]) -> T | None:
+def known_record(path: Path, kind: type[T]) -> T | None:
+    """The record in a file; None where there is none that can be read."""
     try:
         return read(path, kind)
     except InputError:  # missing, damaged, or of another version

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import torch
 
-from cells import Row, Target, attack_once, outcome, train_once
+from cells import Row, Target, attack_once, known_record, outcome, train_once
 from exhume.checkpoint import load_checkpoint
 from exhume.errors import InputError
 from exhume.methods import Reconstruction
 from exhume.networks import Network
-from exhume.records import read, write
+from exhume.records import write
 from exhume.runs import load_truth, read_training
 from exhume.stages import choose_device
 from exhume.training import Training
@@ -152,10 +152,7 @@ class Cost:
 def timed(shape: Shape, memory: bool, folder: Path, job: Job) -> Row:
     """Times a step of `exhume`, unless that was done here on such a device with as many threads."""
     path, device, threads = folder / "cost.json", choose_device(job.device).type, torch.get_num_threads()
-    try:
-        cost = read(path, Cost)
-    except InputError:
-        cost = None
+    cost = known_record(path, Cost)
     measured = cost is not None and (cost.shape, cost.device, cost.threads) == (shape, device, threads)
     if cost is None or not measured or (memory and cost.step_mb is None):
         seconds = least(steps_of("exhume", shape, device), job.steps or 50)

@@ -4,8 +4,8 @@
     EXHUME_DATA=path/to/cifar python benchmarks/zoo.py cifar10-multiclass --size papers --device cuda
 
 Trainings are kept under runs/zoo, go on where they were interrupted, and are made again only if their settings change.
-What is put into the zoo is in half precision, its candidates in bytes. It is scored beside a
-reconstruction from the weights as they were trained; where it scores worse, nothing is put there.
+What is put into the zoo is in half precision, its candidates in bytes. It is scored beside a reconstruction from the
+weights as they were trained; where it scores worse, nothing is put there.
 """
 
 import shutil
@@ -17,17 +17,15 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
-from cells import Target, train_once
+from cells import Target, reconstruct_anew, train_once
 from exhume.candidates import join
 from exhume.checkpoint import load_checkpoint, save_checkpoint
-from exhume.commands.screen import bars
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.presets import TRAININGS
 from exhume.records import write
 from exhume.runs import FILES, load_candidates, load_truth, read_training, save_candidates
 from exhume.scores import Scores, score
-from exhume.stages import reconstruct_run
 from exhume.training import Training
 from exhume.zoo import SECOND
 from run import DECAY, DEFAULT_INIT, TARGETS
@@ -88,10 +86,10 @@ def make(name: str, row: Row, size: Size, device: str) -> None:
     whole = Path("runs/zoo") / size / name
     half = whole / "float16"
     train_row(whole, row, size, device)
-    search(whole, replace(SEARCH, restarts=1), device)  # the second search changes no count
+    reconstruct_anew(whole, replace(SEARCH, restarts=1), device)  # the second search changes no count
     for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
         save_checkpoint(load_checkpoint(whole).half(), folder)
-        search(folder, replace(SEARCH, seed=seed), device)
+        reconstruct_anew(folder, replace(SEARCH, seed=seed), device)
         save_candidates(folder, *load_candidates(folder), small=True)
     record = read_training(whole)
     write(half / "training.json", replace(record, message=f"{record.message} {told(size, record.training)}"))
@@ -111,12 +109,6 @@ def train_row(folder: Path, row: Row, size: Size, device: str) -> None:
         preset = TRAININGS[row.papers]
         target = Target(preset.problem, preset.per_class, preset.training, preset.network)
     train_once(folder, replace(target, data_dir=row.data_dir), target.training.seed, device)
-
-
-def search(folder: Path, settings: Reconstruction, device: str) -> None:
-    """Reconstructs, with a progress bar."""
-    with bars() as listener:
-        reconstruct_run(folder, settings, device=device, overwrite=True, listener=listener)
 
 
 def told(size: Size, training: Training) -> str:

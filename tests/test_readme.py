@@ -1,13 +1,17 @@
-"""What the README shows is run."""
+"""What the README shows is run, and the map in CONTRIBUTING and the rules of importing leave no module out."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from exhume import Training, load_problem, train
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+MODULES = {path.stem for path in (ROOT / "src" / "exhume").iterdir() if path.suffix == ".py" or path.is_dir()}
+MODULES -= {"__init__", "__pycache__"}
 
 
 def shown(mark: str) -> str:
@@ -35,3 +39,11 @@ def test_the_example_of_a_problem_trains(tmp_path: Path) -> None:
     problem = load_problem(str(path))
     assert problem.name == "stripes"
     assert train(problem, Training(epochs=200)).history[-1].accuracy == 1
+
+
+def test_the_map_and_the_rules_of_importing_name_every_module() -> None:
+    places = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things live")[2].partition("##")[0]
+    assert set(re.findall(r"`(\w+)`", places)) == MODULES
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    below = contracts[-1]
+    assert {*below["source_modules"], *below["forbidden_modules"]} == {f"exhume.{name}" for name in MODULES}

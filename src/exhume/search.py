@@ -4,12 +4,10 @@ The papers chose their settings so, among about a hundred random ones and with t
 truth; he can only see how well candidates explain the weights (`misfit`).
 """
 
-import json
 import math
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import wait
 from multiprocessing.synchronize import Semaphore
@@ -23,6 +21,7 @@ import torch
 from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
+from exhume.journal import claim, open_journal
 from exhume.methods import Reconstruction, resolve
 from exhume.methods.ground import Found
 from exhume.misfit import misfit, trusted_layers
@@ -144,7 +143,14 @@ def sweep(
         device=torch.device(device),
         keep=keep,
     )
-    study = _claim(job, first)
+    what = {
+        "space": config.space,
+        "sampler": config.sampler,
+        "judge": judge.name,
+        "settings": asdict(resolve(settings, checkpoint.task)),
+        "checkpoint": checkpoint.fingerprint,
+    }
+    study = claim(journal, what, first, largest=judge.largest)
     yield (trials := _finished(study))
     left = config.trials - len(trials)
     if left > 0:
@@ -230,7 +236,7 @@ def _work(job: _Job, tickets: Semaphore) -> None:
     """A worker process: trials, one after another, while there are tickets."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     torch.set_num_threads(1)
-    study = _study(job)
+    study = open_journal(job.journal, largest=job.judge.largest)
     while tickets.acquire(block=False):
         _attempt(job, study, _while_wanted)
 
@@ -307,76 +313,3 @@ def _sampler(job: _Job, number: int) -> "optuna.samplers.BaseSampler":
     if job.config.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(seed=seed)
-
-
-# ---- The journal
-
-
-def _claim(job: _Job, first: Sequence[Mapping[str, Setting]]) -> "optuna.Study":
-    """Opens the journal for this search alone; what a killed process was at is queued again."""
-    import optuna  # noqa: PLC0415
-
-    what = {
-        "space": job.config.space,
-        "sampler": job.config.sampler,
-        "judge": job.judge.name,
-        "settings": asdict(resolve(job.settings, job.checkpoint.task)),
-        "checkpoint": job.checkpoint.fingerprint,
-    }
-    _mend(job.journal)
-    try:
-        study = _study(job)
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-        raise InputError(f"{job.journal} is damaged ({error}); add --overwrite to search from the start.") from None
-    if study.user_attrs.setdefault("search", what) != json.loads(json.dumps(what)):
-        raise InputError(f"{job.journal} holds another search; add --overwrite or use another folder.")
-    study.set_user_attr("search", what)
-    with _quiet():
-        for point in first:
-            study.enqueue_trial(dict(point), skip_if_exists=True)
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.system_attrs.get("fixed_params", {}) | trial.params)
-    return study
-
-
-def _study(job: _Job) -> "optuna.Study":
-    import optuna  # noqa: PLC0415
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock  # noqa: PLC0415
-
-    path = str(job.journal)
-    # a fifth of a reconstruction's steps tells little yet; it is watched about a hundred times
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=20, interval_steps=5)
-    with _quiet():
-        return optuna.create_study(
-            storage=optuna.storages.JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path))),
-            study_name="search",
-            direction="maximize" if job.judge.largest else "minimize",
-            pruner=pruner,
-            load_if_exists=True,
-        )
-
-
-def _mend(journal: Path) -> None:
-    """Takes away what a killed process can leave: its lock, and half a line."""
-    try:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
-        content = journal.read_bytes() if journal.exists() else b""
-        if not content.endswith(b"\n"):
-            journal.write_bytes(content[: content.rfind(b"\n") + 1])
-    except OSError as error:
-        raise InputError(f"{journal} cannot be written: {error.strerror}.") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, Optuna says nothing but warnings."""
-    import optuna  # noqa: PLC0415
-
-    before: Any = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
