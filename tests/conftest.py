@@ -1,8 +1,14 @@
-"""Checks the package's annotations while the tests run: the shapes (jaxtyping), and every other type (beartype)."""
+"""Checks the package's annotations while the tests run: the shapes (jaxtyping), and every other type (beartype).
+
+And what several files of tests need.
+"""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
@@ -20,3 +26,14 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 install_import_hook("exhume", "conftest.checked")
 torch.set_num_threads(1)  # tiny networks: threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def noise_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with noise in place of the data sets that the presets train on."""
+    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    sizes = {"cifar10": (10, 1300, (32, 32, 3)), "cifar100": (100, 1200, (32, 32, 3)), "mnist": (10, 6000, (28, 28))}
+    for name, (classes, count, shape) in sizes.items():
+        images = random.integers(0, 256, (count, *shape), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", x_train=images, y_train=np.arange(count) % classes)
+    return folder

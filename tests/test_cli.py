@@ -304,17 +304,6 @@ def test_presets_lists_every_row_with_its_source(capsys: pytest.CaptureFixture[s
         assert source in line
 
 
-@pytest.fixture(scope="module")
-def noise_archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Arrays of noise in place of the data sets that the presets train on."""
-    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    sizes = {"cifar10": (10, 1300, (32, 32, 3)), "cifar100": (100, 1000, (32, 32, 3)), "mnist": (10, 6000, (28, 28))}
-    for name, (classes, count, shape) in sizes.items():
-        images = random.integers(0, 256, (count, *shape), dtype=np.uint8)
-        np.savez(folder / f"{name}.npz", x_train=images, y_train=np.arange(count) % classes)
-    return folder
-
-
 @pytest.mark.parametrize("name", TRAININGS)
 def test_every_training_preset_fits_its_problem(name: str, noise_archives: Path) -> None:
     row = TRAININGS[name]

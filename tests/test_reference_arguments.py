@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from exhume.cli import main, parse
@@ -28,17 +27,10 @@ THERE = {
 """The papers' trainings that their code can run, and the problem's name there."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def noise(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Noise in place of the data sets: to parse a training, its problem is loaded."""
-    folder, generator = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    sizes = {"cifar10": (10, 1300, (32, 32, 3)), "cifar100": (100, 1200, (32, 32, 3)), "mnist": (10, 1300, (28, 28))}
-    for name, (classes, count, shape) in sizes.items():
-        images = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
-        np.savez(folder / f"{name}.npz", x_train=images, y_train=np.arange(count) % classes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EXHUME_DATA", str(folder))
-        yield
+@pytest.fixture(autouse=True)
+def noise(noise_archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To parse a training, its problem is loaded."""
+    monkeypatch.setenv("EXHUME_DATA", str(noise_archives))
 
 
 def line(**flags: object) -> str:
