@@ -20,29 +20,30 @@ from exhume.presets import TRAININGS
 from exhume.runs import load_candidates, load_truth, read_training
 from exhume.training import Training
 
-DECAY = Training(lr=0.5, epochs=10_000, weight_decay=2e-3)
+# as fast as a rate of 0.5, without its oscillation
+DECAY = Training(lr=0.05, momentum=0.9, epochs=10_000, weight_decay=2e-3)
 NO_DECAY = Training(lr=0.5, epochs=1000)
 LONG = Training(lr=0.5, lr_over_loss=1e-3, epochs=20_000, stop_loss=1e-12, evaluate_every=50)
 ORDINARY = Training(optimiser="adam", lr=1e-3, batch_size=32, epochs=500, evaluate_every=1, patience=10)
 DEFAULT_INIT = Network(init_scale=None)
 TARGETS = {
     "demo": Target("mnist-digits", 10, TRAININGS["demo"].training, TRAININGS["demo"].network),
-    "b1": Target("mnist-odd-even", 50, replace(DECAY, loss="mse", lr=0.1, epochs=50_000), DEFAULT_INIT),
+    "b1": Target("mnist-odd-even", 50, replace(DECAY, loss="mse", lr=0.02, epochs=50_000), DEFAULT_INIT),
     "b2": Target("mnist-odd-even", 50, replace(LONG, lr=0.1)),
     "b3": Target("mnist-digits", 10, NO_DECAY),
     "b4": Target("mnist-digits", 10, DECAY),
     "b5": Target("cifar10-multiclass", 10, replace(NO_DECAY, epochs=2000)),
-    "b6": Target("mnist-digits", 50, replace(NO_DECAY, epochs=2000)),
+    "b6": Target("mnist-digits", 50, LONG),
     "b6-decay": Target("mnist-digits", 50, DECAY),
     "b7": Target("cifar10-multiclass", 50, LONG),
     "b8": Target("cifar10-vehicles-animals", 250, replace(LONG, lr=0.1, lr_over_loss=3e-4)),
     "b8-decay": Target(
         "cifar10-vehicles-animals-regression",
         250,
-        replace(DECAY, lr=0.1, weight_decay=7.5e-4, epochs=50_000),
+        replace(DECAY, lr=0.02, weight_decay=7.5e-4, epochs=50_000),
         DEFAULT_INIT,
     ),
-    "b9": Target("faces", 50, replace(DECAY, lr=0.05)),
+    "b9": Target("faces", 50, replace(DECAY, lr=0.02, epochs=20_000)),
     "b10": Target("mnist-digits", 10, ORDINARY, Network(init_scale=None, bias="all")),
 }
 """Sized for a CPU. b1 to b10 are named as in RESULTS.md."""
