@@ -164,7 +164,7 @@ def timed(shape: Shape, memory: bool, folder: Path, job: Job) -> Row:
 
 # ---- The studies
 
-DECAY_MSE = replace(DECAY, loss="mse", lr=0.1, epochs=20_000)
+DECAY_MSE = replace(DECAY, loss="mse", lr=0.02, epochs=20_000)
 LONG_BCE = replace(LONG, lr=0.1)
 SMALL = 1e-4
 """Initial scale of the first layer; None is PyTorch's default, the papers' choice for regression."""

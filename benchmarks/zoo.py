@@ -42,7 +42,7 @@ class Row:
     data_dir: str | None = None
 
 
-ODD_EVEN_MSE = replace(DECAY, loss="mse", lr=0.1, epochs=50_000, stop_gradient=1e-4)
+ODD_EVEN_MSE = replace(TARGETS["b1"].training, stop_gradient=1e-4)
 CNN = Network(kind="cnn", channels=(32, 64), widths=(100,), init_scale=None)
 ROWS = {
     "mnist-multiclass": Row(cpu=TARGETS["demo"], data_dir="installed"),
@@ -56,7 +56,7 @@ ROWS = {
     "cifar10-multiclass": Row(cpu=TARGETS["b7"], papers="cifar10-multiclass"),
     "cifar10-binary": Row(cpu=TARGETS["b8"], papers="cifar10-binary"),
     "cifar10-regression": Row(cpu=TARGETS["b8-decay"], papers="cifar10-regression"),
-    "cifar10-cnn": Row(cpu=Target("cifar10-vehicles-animals", 50, replace(DECAY, loss="mse", lr=0.05), CNN)),
+    "cifar10-cnn": Row(cpu=Target("cifar10-vehicles-animals", 50, replace(DECAY, loss="mse", lr=0.02), CNN)),
 }
 SEARCH = Reconstruction()
 """Default settings."""
