@@ -209,6 +209,8 @@ def test_the_residuals_are_what_they_say() -> None:
     torch.testing.assert_close(relative_residual(parameters, sums), torch.tensor(9 / 25 + 1 / 4))
     weighted = relative_residual(parameters, sums, [torch.diag(torch.tensor([1.0, 0.5])), None])
     torch.testing.assert_close(weighted, torch.tensor(2.25 / 13 + 1 / 4))
+    nothing = [parameters[0], torch.zeros(1)]  # a bias that is 0 is still to be explained, by nothing
+    torch.testing.assert_close(relative_residual(nothing, sums), torch.tensor(9 / 25 + 1 / (1e-3 * 25 / 2)))
 
 
 @pytest.mark.parametrize("seed", range(5))

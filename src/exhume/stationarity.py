@@ -281,14 +281,16 @@ def relative_residual(
     factors = weights or [None] * len(parameters)
     norms = torch.stack([p.pow(2).sum() for p in parameters])
     # a bias that is all but 0 must not outweigh the layers
-    shares = (norms / (1e-3 * norms.mean())).clamp_max(1)
-    weighed = torch.stack([_weighed(p, f).pow(2).sum() for p, f in zip(parameters, factors, strict=True)])
-    errors = [_weighed(p - g, f).pow(2).sum() for p, g, f in zip(parameters, gradients, factors, strict=True)]
-    return (shares * torch.stack(errors) / weighed.clamp_min(1e-30)).sum()
+    least = 1e-3 * norms.mean()
+    of_each = zip(parameters, gradients, factors, norms, strict=True)
+    return torch.stack([_relative_error(p, g, f, norm, least) for p, g, f, norm in of_each]).sum()
 
 
-def _weighed(value: Tensor, factor: Tensor | None) -> Tensor:
-    return value if factor is None else product(value, factor)
+def _relative_error(parameter: Tensor, gradient: Tensor, factor: Tensor | None, norm: Tensor, least: Tensor) -> Tensor:
+    if factor is None:
+        return (parameter - gradient).pow(2).sum() / norm.clamp_min(least)
+    weighed = product(parameter, factor).pow(2).sum() / (norm / least).clamp_max(1)
+    return product(parameter - gradient, factor).pow(2).sum() / weighed
 
 
 def beyond_noise(weight: Float[Tensor, "out in"], bias: Tensor | None, term: Term, noise: float) -> Tensor:
