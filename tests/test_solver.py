@@ -354,6 +354,18 @@ def test_a_bias_that_is_zero_does_not_outweigh_the_layers() -> None:
     assert found.history[0].residual < 100
 
 
+def test_weights_beyond_all_measure_are_a_status() -> None:
+    """Here the first contributions overflow already, so that no weighting can be taken from them."""
+    torch.manual_seed(0)
+    layers = nn.Linear(36, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)
+    with torch.no_grad():
+        layers[2].weight.mul_(1e6)
+        layers[4].weight.mul_(1e38)
+    centre = torch.full((1, 6, 6), 0.5)
+    found = reconstruct(nn.Sequential(nn.Flatten(), *layers), SMALL["exhume"], task="multiclass", centre=centre)
+    assert found.status == "diverged"
+
+
 @pytest.mark.parametrize("setting", [{"smoothness": 1e-5}, {"weighted": True}])
 def test_reference_refuses_what_the_papers_do_not_have(setting: dict[str, object]) -> None:
     with pytest.raises(InputError, match="for the method exhume"):

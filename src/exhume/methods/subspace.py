@@ -68,6 +68,7 @@ class SubspaceSearch:
         self.precision = fast_products(self.subspace.first)
         self.products = self.dense.multiplied_in(self.precision)
         self.factor: Tensor | None = None
+        self.hidden: Tensor | float = 0.0
         self.evaluations = 0
         self.labels = balanced_labels(target, config, self.reading.images, len(self.subspace.first))
         pixels = self.subspace.basis[: self.offset.numel()]
@@ -197,7 +198,11 @@ def fast_products(like: Tensor) -> torch.dtype:
     """
     if like.dtype != torch.float32:
         return like.dtype
-    fast = torch.cuda.is_bf16_supported() if like.is_cuda else torch.cpu.get_capabilities().get("amx_bf16", False)
+    fast = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if like.is_cuda
+        else torch.cpu.get_capabilities().get("amx_bf16", False)
+    )
     return torch.bfloat16 if fast else torch.float32
 
 
