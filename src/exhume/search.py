@@ -216,8 +216,11 @@ def _side_by_side(job: _Job, count: int) -> Iterator[None]:
     try:
         for worker in workers:
             worker.start()
-        while alive := [worker.sentinel for worker in workers if worker.exitcode is None]:
+        alive = [worker.sentinel for worker in workers]
+        while alive:
             wait(alive, timeout=1)
+            # asked before the trials are counted, so that none ends unseen between the last count and the end
+            alive = [worker.sentinel for worker in workers if worker.exitcode is None]
             yield
             failed = [worker.exitcode for worker in workers if worker.exitcode]
             if failed:
