@@ -29,7 +29,7 @@ from exhume.presets import RECONSTRUCTIONS
 from exhume.progress import Listener, Progress, silent
 from exhume.records import read
 from exhume.report import draw
-from exhume.runs import SearchRecord, load_candidates
+from exhume.runs import SearchRecord, how_chosen, load_candidates, same_candidates
 from exhume.search import RESIDUAL, Judge, Sweep, Trial, best, sweep
 from exhume.searches import recovered, search_run
 from exhume.spaces import SPACES, Interval, Space, known_points
@@ -442,6 +442,26 @@ def test_chosen_with_the_truth_is_an_upper_bound_everywhere(run: Path, capsys: p
     assert words in draw(run).read_text()
 
 
+def test_candidates_of_an_interrupted_search_are_still_known_for_its(run: Path) -> None:
+    """Also where a better trial has taken their place among the best, before it has become the run's."""
+    judge = {"judge": "truth", "keep": 1, "device": "cpu"}
+    first = search_run(run, Sweep(trials=1, sampler="random"), SHORT, **judge)  # type: ignore[arg-type]
+
+    def interrupt(event: Progress) -> None:
+        if record(run).best != first.best:
+            raise KeyboardInterrupt
+
+    more = Sweep(trials=20, sampler="random")
+    with pytest.raises(KeyboardInterrupt):
+        search_run(run, more, SHORT, listener=interrupt, **judge)  # type: ignore[arg-type]
+    assert same_candidates(run, run / "trials" / str(first.best))
+    assert how_chosen(run) == "an upper bound: chosen with the truth"
+    (run / "trials" / ".DS_Store").touch()  # as a file manager leaves it
+    after = search_run(run, more, SHORT, **judge)  # type: ignore[arg-type]
+    assert same_candidates(run, run / "trials" / str(after.best))
+    assert [path.name for path in (run / "trials").iterdir() if path.is_dir()] == [str(after.best)]
+
+
 def test_the_truth_is_not_at_hand_everywhere(run: Path) -> None:
     (run / "training.json").unlink()
     with pytest.raises(InputError, match=r"--judge truth needs the training images, and .* does not tell"):
@@ -507,6 +527,15 @@ def test_several_workers_share_a_search_and_end_with_it(run: Path, here: Path) -
     for trial in timeless(alone)[:2]:  # those that were begun first
         assert values[json.dumps(trial.settings)] == pytest.approx(trial.value, rel=1e-4)
     assert sorted(together.kept) == sorted(trial.number for trial in together.trials)
+
+
+def test_a_trial_that_ends_behind_the_parents_back_is_counted(tmp_path: Path) -> None:
+    """The workers end while what the parent has just counted is worked on."""
+    count = 0
+    for trials in sweep(checkpoint(), Sweep(trials=2, workers=2), SHORT, journal=tmp_path / "journal"):
+        count = len(trials)
+        until(lambda: not multiprocessing.active_children())
+    assert count == 2
 
 
 def children(pid: int) -> Iterator[int]:

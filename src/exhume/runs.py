@@ -252,9 +252,12 @@ def how_chosen(folder: Path) -> str | None:
     """By what a search chose the folder's candidates, in words; None: they are not from a search."""
     if not (folder / "search.json").exists():
         return None
-    record = read(folder / "search.json", SearchRecord)
-    from_search = any(same_candidates(folder, folder / "trials" / str(number)) for number in record.kept)
-    return record.chosen if from_search else None
+    return read(folder / "search.json", SearchRecord).chosen if from_search(folder) else None
+
+
+def from_search(folder: Path) -> bool:
+    """Whether the folder's candidates are those of a trial of its search."""
+    return any(same_candidates(folder, trial) for trial in (folder / "trials").glob("*"))
 
 
 def same_candidates(folder: Path, other: Path) -> bool:

@@ -20,6 +20,7 @@ from exhume.runs import (
     FILES,
     SearchRecord,
     candidates_record,
+    from_search,
     load_truth,
     read_training,
     remove_stage,
@@ -80,7 +81,7 @@ def search_run(
         if record is None or len(trials) > len(record.trials):
             leading = [trial.number for trial in best(trials, arbiter, keep)]
             # at the start nothing runs, so what no trial of the journal has made was left by one that was killed
-            _tidy(folder / "trials", leading, None if record is None else trials)
+            _tidy(folder, leading, None if record is None else trials)
             record = SearchRecord(
                 checkpoint=checkpoint.fingerprint,
                 sweep=config,
@@ -96,6 +97,7 @@ def search_run(
     assert record is not None
     if record.best is not None:
         _take(folder, folder / "trials" / str(record.best))
+        _tidy(folder, record.kept, record.trials)
     return record
 
 
@@ -122,8 +124,7 @@ def _claim(folder: Path, overwrite: bool) -> None:
     """Makes sure that a search may replace the folder's candidates."""
     if overwrite:
         remove_stage(folder, "search")
-    ours = any(same_candidates(folder, trial) for trial in (folder / "trials").glob("*"))
-    if (folder / FILES["candidates"][0]).exists() and not ours:
+    if (folder / FILES["candidates"][0]).exists() and not from_search(folder):
         raise InputError(f"{folder} already holds candidates of no search; add --overwrite or use another folder.")
 
 
@@ -142,11 +143,14 @@ def _keep_trial(
 
 
 def _tidy(folder: Path, leading: Sequence[int], ended: Sequence[Trial] | None) -> None:
-    """Removes the candidates of trials that have ended, or of all (None), but for the leading ones."""
+    """Removes the candidates of trials that have ended, or of all (None), but for the leading ones and the run's own.
+
+    By its own the run is known for one of a search, until it is given others.
+    """
     kept = {str(number) for number in leading}
     gone = None if ended is None else {str(trial.number) for trial in ended}
-    for path in folder.glob("*"):
-        if path.name not in kept and (gone is None or path.name in gone):
+    for path in (folder / "trials").glob("*/"):
+        if path.name not in kept and (gone is None or path.name in gone) and not same_candidates(folder, path):
             shutil.rmtree(path)
 
 
