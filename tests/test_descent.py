@@ -70,12 +70,19 @@ def test_only_chains_of_dense_layers_and_relus_are_written_out() -> None:
         assert dense_relu(other) is None
 
 
-def test_the_optimiser_of_the_general_path_ends_where_the_written_out_descent_does() -> None:
-    """A momentum too small to matter takes the general path."""
-    data = problem(6)
-    plain = train(data, Training(epochs=40, lr=0.2, dtype="float64", weight_decay=1e-3))
-    general = train(data, Training(epochs=40, lr=0.2, dtype="float64", weight_decay=1e-3, momentum=1e-15))
-    for name, weight in plain.checkpoint.weights.items():
+@pytest.mark.parametrize("bias", ["first", "all", "none"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_optimiser_of_the_general_path_ends_where_the_written_out_descent_does(
+    momentum: float, bias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the descent is taken up again, at every evaluation, with the momenta it had."""
+    data, network = problem(6), Network(widths=(12, 9), bias=bias, init_scale=0.3)  # type: ignore[arg-type]
+    config = Training(epochs=40, lr=0.1, dtype="float64", weight_decay=0.01, momentum=momentum, evaluate_every=7)
+    written_out = train(data, config, network=network)
+    monkeypatch.setattr("exhume.training.dense_relu", lambda _: None)
+    monkeypatch.setattr("exhume.training.descend", None)
+    general = train(data, config, network=network)
+    for name, weight in written_out.checkpoint.weights.items():
         torch.testing.assert_close(general.checkpoint.weights[name], weight, rtol=1e-8, atol=1e-10)
 
 
