@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -109,8 +108,8 @@ def in_quality(base: Sequence[Result], results: Sequence[Result], tries: int = 1
     ours, theirs = ([value for result in of for value in result.ncc] for of in (results, base))
     if len({*ours, *theirs}) == 1:
         return difference(0.0, 1.0)
-    p_value = float(mannwhitneyu(ours, theirs).pvalue)
-    return difference(median(ours) - median(theirs), p_value, tries)
+    found = mannwhitneyu(ours, theirs)  # its statistic: how many pairs are in our favour
+    return difference(float(found.statistic) - len(ours) * len(theirs) / 2, float(found.pvalue), tries)
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:

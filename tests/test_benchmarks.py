@@ -234,6 +234,8 @@ def test_differences_have_a_sign_only_beyond_chance() -> None:
         assert test(many, few).sign == -1
         assert test(same, many).sign == 0
     assert in_quality([made(0)], [made(0)]).sign == 0
+    better = replace(same[0], values=(0.5,) * 60 + (1.0,) * 40), replace(same[0], values=(0.1,) * 40 + (0.5,) * 60)
+    assert in_quality([better[1]], [better[0]]).sign == 1  # though their medians are equal
     assert difference(1.0, 0.02).sign == 1 and difference(1.0, 0.02, tries=5) == Difference(sign=0, p_value=0.1)
 
 
