@@ -15,7 +15,10 @@ Images = Float[Tensor, "m channels height width"]
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryPoint:
-    """The objective after `step` steps: the stationarity residual and the penalty beside it."""
+    """The objective after `step` steps: the stationarity residual and the penalty beside it.
+
+    The residual may be below 0 where hidden layers are explained beyond the noise of their initialisation.
+    """
 
     step: int
     residual: float

@@ -115,7 +115,7 @@ def against_margin(margins: Sequence[float], scores: Scores, axis: str) -> "Mark
 
 
 def curves(name: str, axis: str, steps: Sequence[int], series: Mapping[str, Sequence[float]]) -> "Markup":
-    """Quantities over the steps on a logarithmic scale, where zeros are left out."""
+    """Quantities over the steps on a logarithmic scale, where zeros and what is below are left out."""
 
     def chart(axes: "Axes") -> None:
         for (label, values), style in zip(series.items(), ("-", (0, (3, 1.5))), strict=False):
