@@ -291,6 +291,16 @@ def test_what_a_kill_leaves_is_mended(tmp_path: Path) -> None:
     assert len(searched(journal, Sweep(trials=3))) == 3
 
 
+def test_a_journal_serves_one_search_at_a_time(tmp_path: Path) -> None:
+    def search_beside(event: Progress) -> None:
+        with pytest.raises(InputError, match=r"Another search with .*journal is under way"):
+            searched(tmp_path / "journal", Sweep(trials=2))
+
+    trials = searched(tmp_path / "journal", Sweep(trials=2), listener=search_beside)
+    assert [trial.state for trial in trials] == ["complete", "complete"]
+    assert len(searched(tmp_path / "journal", Sweep(trials=3))) == 3
+
+
 def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     for content in (b"nonsense\nnonsense\n", b'{"op_code": 0}\n', b"[]\n"):

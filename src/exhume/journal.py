@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def claim(journal: Path, what: Mapping[str, Any], first: Sequence[Mapping[str, Setting]], *, largest: bool) -> "Study":
-    """Opens the journal for one search alone; what a killed process was at is queued again.
+    """Opens the journal for one search, which is `alone` with it; what a killed process was at is queued again.
 
     Args:
         what: says which search it is, in JSON's types; first: points to be tried first; largest: are best.
@@ -41,6 +41,28 @@ def claim(journal: Path, what: Mapping[str, Any], first: Sequence[Mapping[str, S
     return study
 
 
+@contextmanager
+def alone(journal: Path) -> Iterator[None]:
+    """Within, no other search uses the journal; the system forgets it of a process that is killed.
+
+    Raises:
+        InputError: another search uses it, or it cannot be written.
+    """
+    import fcntl  # noqa: PLC0415
+
+    try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        file = journal.open("ab")
+    except OSError as error:
+        raise InputError(f"{journal} cannot be written: {error.strerror}.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"Another search with {journal} is under way.") from None
+        yield
+
+
 def open_journal(path: Path, *, largest: bool) -> "Study":
     """The search that a journal remembers; begins one where there is no file."""
     import optuna  # noqa: PLC0415
@@ -60,14 +82,10 @@ def open_journal(path: Path, *, largest: bool) -> "Study":
 
 def _mend(journal: Path) -> None:
     """Takes away what a killed process can leave: its lock, and half a line."""
-    try:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
-        content = journal.read_bytes() if journal.exists() else b""
-        if not content.endswith(b"\n"):
-            journal.write_bytes(content[: content.rfind(b"\n") + 1])
-    except OSError as error:
-        raise InputError(f"{journal} cannot be written: {error.strerror}.") from None
+    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+    content = journal.read_bytes()
+    if not content.endswith(b"\n"):
+        journal.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch
 from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
-from exhume.journal import claim, open_journal
+from exhume.journal import alone, claim, open_journal
 from exhume.methods import Reconstruction, resolve
 from exhume.methods.ground import Found
 from exhume.misfit import misfit, trusted_layers
@@ -130,7 +130,7 @@ def sweep(
         keep: is given the candidates of a finished trial, with its number, settings and seconds, in its own process.
 
     Raises:
-        InputError: the journal is damaged or belongs to another search, a setting is both given and searched, or a
+        InputError: the journal is damaged, in use or another search's, a setting is both given and searched, or a
             worker was killed.
     """
     check_settings(config, settings)
@@ -150,16 +150,17 @@ def sweep(
         "settings": asdict(resolve(settings, checkpoint.task)),
         "checkpoint": checkpoint.fingerprint,
     }
-    study = claim(journal, what, first, largest=judge.largest)
-    yield (trials := _finished(study))
-    left = config.trials - len(trials)
-    if left > 0:
-        job = replace(job, layers=trusted_layers(checkpoint))
-        for _ in _in_turn(job, study, left, listener) if config.workers == 1 else _side_by_side(job, left):
-            before, trials = len(trials), _finished(study)
-            if len(trials) > before:
-                listener(_progress(trials, job))
-            yield trials
+    with alone(journal):
+        study = claim(journal, what, first, largest=judge.largest)
+        yield (trials := _finished(study))
+        left = config.trials - len(trials)
+        if left > 0:
+            job = replace(job, layers=trusted_layers(checkpoint))
+            for _ in _in_turn(job, study, left, listener) if config.workers == 1 else _side_by_side(job, left):
+                before, trials = len(trials), _finished(study)
+                if len(trials) > before:
+                    listener(_progress(trials, job))
+                yield trials
 
 
 def check_settings(config: Sweep, settings: Reconstruction) -> None:
