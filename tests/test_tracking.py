@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,12 @@ def test_wandb_writes_what_was_heard_without_an_account(here: Path, capfd: pytes
     assert "wandb" not in said.out + said.err
     files = list((here / "run" / "tracking").rglob("offline-run-*/*.wandb"))
     assert len(files) == 1
-    content = files[0].read_bytes()
     history = json.loads((here / "run" / "training.json").read_text())["history"]
+    for _ in range(300):  # a process of its own writes the file, a moment after the run has ended
+        content = files[0].read_bytes()
+        if content.count(b"train/loss") >= len(history):
+            break
+        time.sleep(0.1)
     assert content.count(b"train/loss") >= len(history)
     for point in history:
         assert repr(point["loss"]).encode() in content
