@@ -29,7 +29,7 @@ from exhume.presets import RECONSTRUCTIONS
 from exhume.progress import Listener, Progress, silent
 from exhume.records import read
 from exhume.report import draw
-from exhume.runs import SearchRecord, how_chosen, load_candidates, same_candidates
+from exhume.runs import ScoresRecord, SearchRecord, load_candidates, same_candidates
 from exhume.search import RESIDUAL, Judge, Sweep, Trial, best, sweep
 from exhume.searches import recovered, search_run
 from exhume.spaces import SPACES, Interval, Space, known_points
@@ -442,7 +442,10 @@ def test_chosen_with_the_truth_is_an_upper_bound_everywhere(run: Path, capsys: p
     main(["score", "run"])
     assert words in capsys.readouterr().out
     assert words in draw(run).read_text()
-    shutil.copytree(run, "chosen")
+    assert read(run / "scores.json", ScoresRecord).chosen == words
+    shutil.copytree(run, "chosen", ignore=shutil.ignore_patterns("search.*", "trials"))  # the candidates alone
+    main(["score", "chosen"])
+    assert words in capsys.readouterr().out
     main(["reconstruct", "run", "--overwrite", *TINY])
     main(["score", "run"])
     assert words not in capsys.readouterr().out
@@ -465,7 +468,7 @@ def test_candidates_of_an_interrupted_search_are_still_known_for_its(run: Path) 
     with pytest.raises(KeyboardInterrupt):
         search_run(run, more, SHORT, listener=interrupt, **judge)  # type: ignore[arg-type]
     assert same_candidates(run, run / "trials" / str(first.best))
-    assert how_chosen(run) == "an upper bound: chosen with the truth"
+    assert load_candidates(run)[1].chosen == "an upper bound: chosen with the truth"
     (run / "trials" / ".DS_Store").touch()  # as a file manager leaves it
     after = search_run(run, more, SHORT, **judge)  # type: ignore[arg-type]
     assert same_candidates(run, run / "trials" / str(after.best))

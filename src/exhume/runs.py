@@ -67,7 +67,10 @@ class TrainingRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidatesRecord:
-    """candidates.json, beside the tensors images, labels, multipliers, explained and confidence."""
+    """candidates.json, beside the tensors images, labels, multipliers, explained and confidence.
+
+    chosen: by what a search chooses among such candidates, in words; None: they are not from a search.
+    """
 
     checkpoint: str
     reconstruction: Reconstruction
@@ -75,6 +78,7 @@ class CandidatesRecord:
     history: list[HistoryPoint]
     status: str
     message: str
+    chosen: str | None = None
     provenance: Provenance
 
 
@@ -99,7 +103,7 @@ class SearchRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """Candidates from elsewhere: the folder, by the path that was given, how many it gave, and `how_chosen`."""
+    """Candidates from elsewhere: the folder, by the path that was given, how many, by what they were chosen."""
 
     folder: str
     candidates: int
@@ -110,12 +114,14 @@ class Merged:
 class ScoresRecord(Scores):
     """scores.json: the scores, against which images (`truth`), and of which checkpoint.
 
-    merged: other reconstructions of that checkpoint whose candidates were scored together with the run's own, which
-    are the first of all; seconds.reconstruct is the time of all.
+    chosen: by what a search chose the run's own candidates, in words, if one did; merged: other reconstructions of that
+    checkpoint whose candidates were scored together with the run's own, which are the first of all; seconds.reconstruct
+    is the time of all.
     """
 
     truth: ProblemRecord
     checkpoint: str
+    chosen: str | None = None
     merged: list[Merged] = field(default_factory=list)
     provenance: Provenance
 
@@ -213,7 +219,13 @@ def save_candidates(folder: Path, candidates: Candidates, record: CandidatesReco
 
 
 def candidates_record(
-    candidates: Candidates, config: Reconstruction, *, checkpoint: str, device: torch.device, seconds: float
+    candidates: Candidates,
+    config: Reconstruction,
+    *,
+    checkpoint: str,
+    device: torch.device,
+    seconds: float,
+    chosen: str | None = None,
 ) -> CandidatesRecord:
     """What to write of a reconstruction that has just ended.
 
@@ -228,6 +240,7 @@ def candidates_record(
         history=candidates.history,
         status=candidates.status,
         message=candidates.message,
+        chosen=chosen,
         provenance=provenance(device=device, seed=config.seed, seconds=seconds),
     )
 
@@ -246,13 +259,6 @@ def _from_bytes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return others
     least, extent = (tensors[name].float()[:, None, None, None] for name in ("least", "range"))
     return others | {"images": least + extent * (tensors["images"].float() / 255)}
-
-
-def how_chosen(folder: Path) -> str | None:
-    """By what a search chose the folder's candidates, in words; None: they are not from a search."""
-    if not (folder / "search.json").exists():
-        return None
-    return read(folder / "search.json", SearchRecord).chosen if from_search(folder) else None
 
 
 def from_search(folder: Path) -> bool:

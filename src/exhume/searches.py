@@ -74,7 +74,13 @@ def search_run(
         judge=arbiter,
         device=place,
         listener=listener,
-        keep=partial(_keep_trial, folder=folder / "trials", checkpoint=checkpoint.fingerprint, device=place),
+        keep=partial(
+            _keep_trial,
+            folder=folder / "trials",
+            checkpoint=checkpoint.fingerprint,
+            device=place,
+            chosen=arbiter.words,
+        ),
     )
     record = None
     for trials in rounds:
@@ -137,8 +143,9 @@ def _keep_trial(
     folder: Path,
     checkpoint: str,
     device: torch.device,
+    chosen: str,
 ) -> None:
-    record = candidates_record(candidates, config, checkpoint=checkpoint, device=device, seconds=seconds)
+    record = candidates_record(candidates, config, checkpoint=checkpoint, device=device, seconds=seconds, chosen=chosen)
     save_candidates(folder / str(number), candidates, record)
 
 

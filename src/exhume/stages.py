@@ -27,7 +27,6 @@ from exhume.runs import (
     ScoresRecord,
     TrainingRecord,
     candidates_record,
-    how_chosen,
     load_candidates,
     load_state,
     load_truth,
@@ -203,9 +202,10 @@ def score_run(
         **{item.name: getattr(scores, item.name) for item in fields(scores)},
         truth=truth,
         checkpoint=found.checkpoint,
+        chosen=found.chosen,
         merged=[
-            Merged(folder=str(other), candidates=len(part.images), chosen=how_chosen(other))
-            for other, (part, _) in zip(others, parts[1:], strict=True)
+            Merged(folder=str(other), candidates=len(part.images), chosen=of.chosen)
+            for other, (part, of) in zip(others, parts[1:], strict=True)
         ],
         provenance=provenance(device=torch.device("cpu"), seed=seed, seconds=seconds),
     )

@@ -14,7 +14,7 @@ from exhume.networks import Network, Task
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, locate
 from exhume.report import draw
-from exhume.runs import how_chosen, load_candidates
+from exhume.runs import load_candidates
 from exhume.search import Sweep
 from exhume.searches import search_run
 from exhume.spaces import SPACES
@@ -248,7 +248,7 @@ class Score:
         data_dir = self.selection.data_dir if origin is None else None
         scores = score_run(self.run, origin, others=self.others, data_dir=data_dir)
         print_scores(scores)
-        for words in dict.fromkeys([how_chosen(self.run), *(part.chosen for part in scores.merged)]):
+        for words in dict.fromkeys([scores.chosen, *(part.chosen for part in scores.merged)]):
             if words is not None:
                 console.print(f"candidates    {words}", soft_wrap=True)
 

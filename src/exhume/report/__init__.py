@@ -13,7 +13,7 @@ from exhume.metrics import measure_of
 from exhume.networks import Network, Task
 from exhume.records import read, read_tensors, replace_file
 from exhume.report import figures
-from exhume.runs import CandidatesRecord, ScoresRecord, TrainingRecord, how_chosen, read_candidate_tensors
+from exhume.runs import CandidatesRecord, ScoresRecord, TrainingRecord, read_candidate_tensors
 from exhume.scores import Scores, sentence
 
 T = TypeVar("T")
@@ -39,10 +39,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the run folder holds; training, scores and the scores' tensors only if those stages were run here.
-
-    chosen: by what a search chose the candidates, in words, if one did.
-    """
+    """What the run folder holds; training, scores and the scores' tensors only if those stages were run here."""
 
     published: Published
     weights: dict[str, Tensor]
@@ -51,7 +48,6 @@ class Contents:
     training: TrainingRecord | None
     scores: ScoresRecord | None
     truth: dict[str, Tensor]
-    chosen: str | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,6 @@ def _contents(run: Path) -> Contents:
         training=_optional(run / "training.json", TrainingRecord),
         scores=scores,
         truth=truth,
-        chosen=how_chosen(run),
     )
 
 
