@@ -187,7 +187,7 @@ def test_black_candidates_recover_nothing_although_ssim_calls_them_good(digits: 
     assert scores.p_value == 1
     assert sentence(scores) == (
         "0 of 50 training images came out (NCC >= 0.9, one-to-one); "
-        "of 50 never-seen images 0 did: no better than chance."
+        "of 50 never-seen images 0 did: at this threshold no better than chance."
     )
 
 
@@ -250,7 +250,7 @@ def test_fewer_never_seen_images_are_counted_as_they_are(digits: Digits) -> None
     scores = score(found(held_out[:7]), images, labels, held_out[:7])
     assert scores.never_seen == scores.null["0.95"] == 7
     assert scores.p_value > 0.99
-    assert sentence(scores).endswith("of 7 never-seen images 7 did: no better than chance.")
+    assert sentence(scores).endswith("of 7 never-seen images 7 did: at this threshold no better than chance.")
 
 
 def test_the_control_takes_never_seen_images_of_every_class(digits: Digits) -> None:
@@ -276,7 +276,8 @@ def test_sentence_tells_chance_from_a_leak(digits: Digits) -> None:
     assert with_counts(3, 0, 0.121).endswith("such a difference with probability 0.12.")
     assert with_counts(3, 3, 0.7).endswith("no better than chance.")
     assert with_counts(0, 4, 1.0).startswith("0 of 50 training images")
-    assert with_counts(10, 5, 0.99, never_seen=7).endswith("of 7 never-seen images 5 did: no better than chance.")
+    verdict = "of 7 never-seen images 5 did: at this threshold no better than chance."
+    assert with_counts(10, 5, 0.99, never_seen=7).endswith(verdict)
 
 
 def test_vote_averages_what_lies_near_the_best() -> None:

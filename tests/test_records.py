@@ -156,12 +156,12 @@ def test_a_value_that_makes_no_sense_is_refused_with_its_own_sentence(path: Path
     assert "scale must not be negative, and -1.0 is @ $.inner" in refusal(path)
 
 
-@pytest.mark.parametrize("number", [None, 0, 2, "1"])
+@pytest.mark.parametrize("number", [None, 0, FORMAT - 1, FORMAT + 1, str(FORMAT)])
 def test_another_format_is_refused(path: Path, number: object) -> None:
     change(path, lambda content: content.update(format=number))
-    assert "has another format than 1" in refusal(path)
+    assert f"has another format than {FORMAT}" in refusal(path)
     change(path, lambda content: content.pop("format"))
-    assert "has another format than 1" in refusal(path)
+    assert f"has another format than {FORMAT}" in refusal(path)
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
@@ -170,7 +170,7 @@ def test_what_is_no_number_is_neither_written_nor_read(path: Path, constant: str
     with pytest.raises(ValueError, match="not JSON compliant"):
         write(path, Inner(scale=math.nan if constant == "NaN" else math.inf))
     assert path.read_bytes() == before
-    path.write_text(f'{{"format": 1, "scale": {constant}, "widths": []}}')
+    path.write_text(f'{{"format": {FORMAT}, "scale": {constant}, "widths": []}}')
     assert "is damaged" in refusal(path, Inner)
 
 

@@ -89,5 +89,5 @@ def test_a_missing_extra_is_named(
     with pytest.raises(SystemExit) as ended:
         main([*TRAIN, "--track", name])
     assert ended.value.code == 2
-    assert f"{name} is not installed; `pip install 'exhume[{name}]'`" in capsys.readouterr().err
+    assert f"{name} is not installed; install exhume again with the extra [{name}]." in capsys.readouterr().err
     assert list(here.iterdir()) == []

@@ -22,7 +22,7 @@ from exhume.errors import InputError
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 _converter = make_converter(forbid_extra_keys=True)
 
 

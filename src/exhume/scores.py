@@ -144,7 +144,7 @@ def sentence(scores: Scores) -> str:
         f"of {scores.never_seen} never-seen images {null} did"
     )
     if recovered * scores.never_seen <= null * scores.images:
-        return f"{counts}: no better than chance."
+        return f"{counts}: at this threshold no better than chance."
     if scores.p_value >= 0.05:
         return f"{counts}: chance alone would give such a difference with probability {scores.p_value:.2g}."
     odds = "below 1e-20" if scores.p_value < 1e-20 else f"about {scores.p_value:.1g}"

@@ -68,4 +68,4 @@ TRACKERS: dict[str, Callable[[Path], AbstractContextManager[Listener]]] = {"tens
 
 
 def _missing(name: str) -> InputError:
-    return InputError(f"{name} is not installed; `pip install 'exhume[{name}]'` installs it.")
+    return InputError(f"{name} is not installed; install exhume again with the extra [{name}].")
