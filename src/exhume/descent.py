@@ -43,43 +43,37 @@ def descend(
         decay: weight decay, added to the gradient as decay x weight.
         momentum, momenta: as in PyTorch's SGD, one for each parameter in the layers' order; None: from rest.
     """
-    parameters = [parameter.detach() for layer in layers for parameter in layer.parameters()]
-    momenta = [torch.zeros_like(parameter) for parameter in parameters] if momenta is None else momenta
-    own = 1 + (layers[0].bias is not None)
+    parameters = [[parameter.detach() for parameter in layer.parameters()] for layer in layers]
+    given = iter(momenta or [torch.zeros_like(parameter) for of_layer in parameters for parameter in of_layer])
+    moving = [[next(given) for _ in of_layer] for of_layer in parameters]
     if layers[0].bias is not None:
+        # a first layer's bias is the weight of an input that is always 1
         inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
     basis, coordinates = _span(inputs)
-    # a first layer's bias is the weight of an input that is always 1
-    first, moving = _joined(parameters[:own]), _joined(momenta[:own])
-    weights, velocities = [first @ basis, *parameters[own:]], [moving @ basis, *momenta[own:]]
-    outside, drifting = first - weights[0] @ basis.T, moving - velocities[0] @ basis.T
+    first, drift = _joined(parameters[0]), _joined(moving[0])
+    weights, velocities = [[first @ basis], *parameters[1:]], [[drift @ basis], *moving[1:]]
+    outside, drifting = first - weights[0][0] @ basis.T, drift - velocities[0][0] @ basis.T
     kept = torch.eye(2, dtype=torch.float64)  # weights and momenta outside, by what they were
-    # where each layer's weight is among `weights`, and whether a bias follows it
-    places, at = [(0, False)], 1
-    for layer in layers[1:]:
-        places.append((at, layer.bias is not None))
-        at += 1 + (layer.bias is not None)
     for _ in range(epochs):
         activations = [coordinates]
-        for place, biased in places:
-            z = functional.linear(activations[-1], weights[place], weights[place + 1] if biased else None)
-            activations.append(z if place == places[-1][0] else z.relu_())
-        loss, delta = slope(activations.pop())
+        for of_layer in weights[:-1]:
+            activations.append(functional.linear(activations[-1], *of_layer).relu_())
+        loss, delta = slope(functional.linear(activations[-1], *weights[-1]))
         lr = rate(loss)
         kept = torch.tensor([[1 - lr * decay, -lr * momentum], [decay, momentum]], dtype=torch.float64) @ kept
-        for (place, biased), activation in zip(reversed(places), reversed(activations), strict=True):
-            below = (delta @ weights[place]).mul_(activation > 0) if place else delta
-            velocities[place].addmm_(delta.T, activation, beta=momentum)
-            if biased:
-                velocities[place + 1].mul_(momentum).add_(delta.sum(0))
-            for moved in range(place, place + 1 + biased):
+        for layer in reversed(range(len(weights))):
+            below = (delta @ weights[layer][0]).mul_(activations[layer] > 0) if layer else delta
+            velocities[layer][0].addmm_(delta.T, activations[layer], beta=momentum)
+            for velocity in velocities[layer][1:]:  # a bias
+                velocity.mul_(momentum).add_(delta.sum(0))
+            for weight, velocity in zip(weights[layer], velocities[layer], strict=True):
                 if decay:
-                    velocities[moved].add_(weights[moved], alpha=decay)
-                weights[moved].sub_(velocities[moved], alpha=lr)
+                    velocity.add_(weight, alpha=decay)
+                weight.sub_(velocity, alpha=lr)
             delta = below
     (w, wv), (vw, v) = kept.tolist()
-    _part(weights[0] @ basis.T + w * outside + wv * drifting, parameters[:own])
-    _part(velocities[0] @ basis.T + vw * outside + v * drifting, momenta[:own])
+    _part(weights[0][0] @ basis.T + w * outside + wv * drifting, parameters[0])
+    _part(velocities[0][0] @ basis.T + vw * outside + v * drifting, moving[0])
 
 
 def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "out columns"]:
