@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from exhume.matching import match
 from exhume.methods import METHODS, resolve
 from exhume.methods.ground import Target, balanced_labels
 from exhume.methods.pixels import ReferenceSearch
-from exhume.methods.subspace import SubspaceSearch
+from exhume.methods.subspace import HIDDEN, SubspaceSearch
 from exhume.networks import Task, build
+from exhume.reading import bulk_noise
 from exhume.scores import score
+from exhume.stationarity import dense_terms
 from exhume.training import Training
 
 TASKS: tuple[Task, ...] = ("binary", "multiclass", "regression")
@@ -33,6 +36,78 @@ def checkpoint(task: Task, network: Network | None = None, seed: int = 0) -> Che
     weights = {name: p.detach() for name, p in module.layers.named_parameters()}
     classes = ("a", "b", "c")[: max(k, 2)]
     return Checkpoint(network=network, task=task, classes=classes, centre=centre, weights=weights)
+
+
+# ---- What our scheme asks of a dense network
+
+
+def subspace_search(victim: Checkpoint, config: Reconstruction) -> SubspaceSearch:
+    config = resolve(config, victim.task)
+    dtype = getattr(torch, config.dtype or "")
+    target = Target(
+        network=victim.build().to(dtype), centre=victim.centre.to(dtype), task=victim.task, outputs=victim.outputs
+    )
+    search = METHODS["exhume"].start(target, config, torch.Generator().manual_seed(0))
+    assert isinstance(search, SubspaceSearch)
+    return search
+
+
+@pytest.mark.parametrize("bias", ["first", "all"])
+@pytest.mark.parametrize("widths", [(80, 60), (80, 60, 50)])
+def test_hidden_layers_count_above_the_noise_of_their_initialisation(
+    widths: tuple[int, ...], bias: Literal["first", "all"]
+) -> None:
+    """In value and slope: the first layer's relative residual and, for each hidden one, what noise does not explain."""
+    victim = checkpoint("multiclass", Network(widths=widths, init_scale=1e-2, bias=bias))
+    search = subspace_search(victim, Reconstruction(images=10, dtype="float64", init_scale=10.0))
+    with torch.no_grad():
+        search.multipliers.values.mul_(300)  # so that there is something to explain the layers with
+    residual, _ = search.objective()
+    terms = dense_terms(search.dense, search.coordinates, search.multipliers.cotangents, search.sharpness)
+    first, *hidden = [(w, t.delta.T @ t.inputs) for w, t in zip(search.dense.weights[:-1], terms, strict=False)]
+    assert search.factor is not None and len(hidden) == len(widths) - 1
+    scale = (first[0] @ search.factor).square().sum()
+    share = HIDDEN * len(search.labels) / widths[0]
+    alone = ((first[0] - first[1]) @ search.factor).square().sum() / scale
+    beyond = torch.zeros(())
+    for weight, by in hidden:
+        noise = bulk_noise(weight)
+        assert noise == pytest.approx(weight.std().item(), rel=0.1)
+        beyond = beyond + (weight - by).square().sum() / noise**2 - weight.numel()
+    torch.testing.assert_close(residual, alone + share / scale * beyond)
+    slopes = [torch.autograd.grad(value, search.coordinates, retain_graph=True)[0] for value in (residual, alone)]
+    long = torch.autograd.grad(alone + share / scale * beyond, search.coordinates)[0]
+    torch.testing.assert_close(slopes[0], long)
+    assert (slopes[0] - slopes[1]).norm() > 0.01 * slopes[1].norm()
+    names = [f"layers.{1 + 2 * layer}.weight" for layer in range(len(widths))]
+    assert [name for name in search.reading.layers if name.endswith("weight")] == names
+
+
+@pytest.mark.parametrize("network", [Network(widths=(20,)), Network(widths=(40, 40), init_scale=None)])
+def test_hidden_layers_are_left_out_where_there_are_none_or_it_is_asked_for(network: Network) -> None:
+    search = subspace_search(checkpoint("multiclass", network), Reconstruction(images=10, weighted=False))
+    assert [name for name in search.reading.layers if name.endswith("weight")] == ["layers.1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "units", "products"),
+    [
+        ("float32", True, torch.bfloat16),
+        ("float32", False, torch.float32),
+        ("float64", True, torch.float64),
+        ("float64", False, torch.float64),
+    ],
+)
+def test_products_are_in_bfloat16_only_where_the_processor_has_units_for_it(
+    dtype: str, units: bool, products: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is found stays in the precision that was asked for, and alike."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
+    search = subspace_search(checkpoint("multiclass"), Reconstruction(images=10, dtype=dtype))
+    assert {weight.dtype for weight in search.products.weights} == {products}
+    own = getattr(torch, dtype)
+    residual, penalty = search.objective()
+    assert (residual.dtype, penalty.dtype, search.found().images.dtype) == (own, own, own)
 
 
 # ---- The papers' scheme

@@ -293,20 +293,15 @@ def _relative_error(parameter: Tensor, gradient: Tensor, factor: Tensor | None, 
     return product(parameter - gradient, factor).pow(2).sum() / weighed
 
 
-def beyond_noise(weight: Float[Tensor, "out in"], bias: Tensor | None, term: Term, noise: float) -> Tensor:
-    """norm(W - G)^2 / noise^2 - out * in: how much of a layer its noisy initialisation does not explain, nor G.
+def change_by_sum(weight: Float[Tensor, "out in"], bias: Tensor | None, term: Term) -> Tensor:
+    """norm(W - G)^2 - norm(W)^2: by how much a layer's sum G changes what of it is unexplained.
 
-    Near 0 where G is all that training has added, a little below where G fits some of the noise. With the layer's own
-    outputs and two Gram matrices of the samples, G itself is not needed.
-
-    Args:
-        noise: standard deviation of the initial weights.
+    With the layer's own outputs and two Gram matrices of the samples, G itself is not needed. Multiplied in the
+    precision of `weight`.
     """
-    precision = weight.dtype
-    deltas, inputs = (product(x, x.T.to(precision)) for x in (term.delta, term.inputs))
+    deltas, inputs = (product(x, x.T.to(weight.dtype)) for x in (term.delta, term.inputs))
     along = (term.delta * (term.outputs if bias is None else term.outputs - bias)).sum()
-    missed = weight.to(term.delta.dtype).pow(2).sum() - 2 * along + (deltas * inputs).sum()
-    return missed / noise**2 - weight.numel()
+    return (deltas * inputs).sum() - 2 * along
 
 
 def left_behind(

@@ -33,7 +33,7 @@ from exhume.reading import (
 from exhume.stationarity import (
     Dense,
     Term,
-    beyond_noise,
+    change_by_sum,
     dense_terms,
     left_behind,
     product,
@@ -63,7 +63,7 @@ class SubspaceSearch:
         self.offset = _subtracted(target)
         read = read_weights(target, dense, config)
         self.subspace, self.reading = read.subspace, read.reading
-        self.stationary, self.noises = read.stationary, read.noises
+        self.stationary, self.noisy = read.stationary, read.noisy
         self.dense = Dense([self.subspace.first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
         self.precision = fast_products(self.subspace.first)
         self.products = self.dense.multiplied_in(self.precision)
@@ -80,7 +80,7 @@ class SubspaceSearch:
         )
 
     def objective(self) -> tuple[Tensor, Tensor]:
-        count = None if self.stationary else 1 + len(self.noises)
+        count = None if self.stationary else 1 + len(self.noisy)
         terms = dense_terms(self.products, self.coordinates, self.multipliers.cotangents, self.sharpness, count=count)
         if self.reading.weighted and self.evaluations % REWEIGHTED == 0:
             self._reweigh(terms[0])
@@ -89,9 +89,9 @@ class SubspaceSearch:
         parameters = self.dense.parameters[: len(gradients)]
         weights = [self.factor, *[None] * (len(gradients) - 1)]
         residual = relative_residual(parameters, gradients, weights)
-        for layer, noise in enumerate(self.noises, start=1):
-            weight, bias = self.products.weights[layer], self.products.biases[layer]
-            residual = residual + self.hidden * beyond_noise(weight, bias, terms[layer], noise)
+        for layer, row in enumerate(self.noisy, start=1):
+            change = change_by_sum(self.products.weights[layer], self.products.biases[layer], terms[layer])
+            residual = residual + self.hidden * (row.added + change / row.noise**2)
         images, ones = self._images(self.precision)
         rough = self.reading.smoothness * squared_differences(images)
         penalty = self.multipliers.penalty() + 1e-3 * ((ones - 1).pow(2).sum() + outside(images)) + rough
@@ -138,16 +138,28 @@ def as_dense(network: nn.Module) -> Dense | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoisyLayer:
+    """A hidden layer W that still shows its initialisation.
+
+    noise: standard deviation of the initial weights; added: norm(W)^2 / noise^2 above its expectation for noise alone,
+    which is 0, so what candidates have to explain of the layer.
+    """
+
+    noise: float
+    added: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Read:
     """What is read from the weights.
 
-    stationary: all layers are what the data made them; noises: otherwise, what initialisation has left in each hidden
-    layer from the second on, empty where that is not told or not asked for.
+    stationary: all layers are what the data made them; noisy: otherwise, the hidden layers from the second on, empty
+    where their initialisation is not told or not asked for.
     """
 
     subspace: Subspace
     stationary: bool
-    noises: list[float]
+    noisy: list[NoisyLayer]
     reading: Reading
 
 
@@ -165,14 +177,14 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
         and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
     )
     weighted = config.weighted is not False
-    noises = hidden_noise(dense) if weighted and not stationary else []
+    noisy = noisy_layers(dense) if weighted and not stationary else []
     names = [name for name, parameter in target.network.named_parameters() if parameter.requires_grad]
     first = 1 + (dense.biases[0] is not None)
-    hidden = [name for name in names[first:] if name.endswith("weight")][: len(noises)]
+    hidden = [name for name in names[first:] if name.endswith("weight")][: len(noisy)]
     return Read(
         subspace=space,
         stationary=stationary,
-        noises=noises,
+        noisy=noisy,
         reading=Reading(
             images=images,
             images_from=images_from,
@@ -185,10 +197,15 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
     )
 
 
-def hidden_noise(dense: Dense) -> list[float]:
-    """Noise that initialisation has left in each hidden layer from the second on, as far as all of them show it."""
-    noises = [bulk_noise(weight) for weight in dense.weights[1:-1]]
-    return [noise for noise in noises if noise is not None] if None not in noises else []
+def noisy_layers(dense: Dense) -> list[NoisyLayer]:
+    """The hidden layers from the second on, if all of them show what initialisation has left."""
+    rows = []
+    for weight in dense.weights[1:-1]:
+        noise = bulk_noise(weight)
+        if noise is None:
+            return []
+        rows.append(NoisyLayer(noise=noise, added=weight.pow(2).sum().item() / noise**2 - weight.numel()))
+    return rows
 
 
 def fast_products(like: Tensor) -> torch.dtype:
