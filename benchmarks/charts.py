@@ -120,11 +120,11 @@ def scatters(points: Callable[[Path], dict[str, list[float]]]) -> Chart:
 
 
 def costs(figure: "Figure", results: Sequence[Result]) -> None:
-    """Seconds of a step against each quantity that is varied, on logarithmic axes."""
+    """Seconds of a step against each quantity that is varied, which has a logarithmic axis."""
     groups = grouped(results, "varied")
     for axes, (name, of) in zip(figure.subplots(1, len(groups), sharey=True), groups.items(), strict=True):
         _curve(axes, str(name), of, lambda result: 1e3 * result.number("step s"))
-        axes.set(xscale="log", yscale="log", xlabel=str(name))
+        axes.set(xscale="log", ylim=(0, None), xlabel=str(name))
         _ticks(axes, grouped(of, str(name)))
     figure.axes[0].set_ylabel("ms of a step")
 

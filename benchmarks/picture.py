@@ -1,9 +1,9 @@
 """Draws the README's picture: training images of a scored run above what came out of the weights.
 
-    python benchmarks/run.py demo
-    python benchmarks/picture.py runs/benchmarks/demo-0 docs/digits.png
+    exhume demo
+    python benchmarks/picture.py runs/demo docs/digits.png
 
-Without EXHUME_DATA the digits are those that come with the installation. The images are those whose reconstructions lie
+The images are those whose reconstructions lie
 at even ranks from the best to the worst one that counts (NCC >= 0.9), so that the picture is no choice of the best.
 """
 

@@ -47,9 +47,9 @@ LEFT_BEHIND = 0.26
 FLOOR = 0.02
 """Error of the first layer that no candidate explains, of its root mean square."""
 HIDDEN = 20.0
-"""Weight of the hidden layers' equations against the first layer's, times candidates over neurons: the errors of the
-first layer are not independent from neuron to neuron, as the weighting takes them to be, and the more unknowns there
-are, the more they are fitted (measured: see the log)."""
+"""Weight of the hidden layers' equations against the first layer's, times candidates over neurons. Chosen by experiment
+(see the log); presumably the first layer's errors are not independent from neuron to neuron, as its weighting takes
+them to be, and the more unknowns there are, the more of them are fitted."""
 REWEIGHTED = 25
 """Evaluations after which the weighting is taken anew from the candidates."""
 
