@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -98,7 +99,8 @@ def scale_free(sharpness: float) -> Sharpness:
 
 def _hinge_gate(z: Tensor, sharpness: Tensor | float, below: float) -> Tensor:
     """Derivative of a hinge with slope `below` on the left: a sigmoid step from `below` to 1."""
-    return below + (1 - below) * torch.sigmoid(sharpness * z)
+    gate = torch.sigmoid(sharpness * z)
+    return below + (1 - below) * gate if below else gate
 
 
 def smoothed_hinge(z: Tensor, sharpness: Tensor | float, below: float = 0.0) -> Tensor:
@@ -179,10 +181,26 @@ class Term:
     outputs: Float[Tensor, "m out"]
 
 
+class _Hinge(torch.autograd.Function):
+    """The exact value of a hinge, going back through a gate that is given: one operation each way."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, gate: Tensor, below: float) -> Tensor:
+        ctx.save_for_backward(gate)
+        return functional.leaky_relu(z, below) if below else functional.relu(z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (gate,) = ctx.saved_tensors
+        return gradient * gate, None, None
+
+
 def _hinge(below: float) -> Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor]]:
     def of(z: Tensor, sharpness: Tensor | float) -> tuple[Tensor, Tensor]:
         gate = _hinge_gate(z, sharpness, below)
-        return functional.leaky_relu(z, below).detach() + gate.detach() * (z - z.detach()), gate
+        value: Tensor = _Hinge.apply(z, gate, below)  # type: ignore[no-untyped-call]
+        return value, gate
 
     return of
 
