@@ -37,6 +37,11 @@ def lines(x: str, series: str, zero: float | None = None) -> Chart:
 
     def chart(figure: "Figure", results: Sequence[Result]) -> None:
         number, quality = figure.subplots(1, 2)
+        for axes in (number, quality):  # before the curves, whose limits depend on it
+            if zero is None:
+                axes.set_xscale("log")
+            else:
+                axes.set_xscale("symlog", linthresh=zero)
         for colour, (name, of) in zip(COLOURS, grouped(results, series).items(), strict=False):
             _curve(number, x, of, lambda result: result.share, colour=colour, label=str(name))
             _curve(number, x, of, _null_share, colour=colour, style=":", label=f"{name}, never seen")
@@ -45,10 +50,6 @@ def lines(x: str, series: str, zero: float | None = None) -> Chart:
         quality.set(ylabel="median NCC")
         for axes in (number, quality):
             axes.set(xlabel=x)
-            if zero is None:
-                axes.set_xscale("log")
-            else:
-                axes.set_xscale("symlog", linthresh=zero)
             _ticks(axes, grouped(results, x))
         number.legend(fontsize="small")
 
@@ -132,7 +133,7 @@ def costs(figure: "Figure", results: Sequence[Result]) -> None:
 def _ticks(axes: "Axes", values: Iterable[Value]) -> None:
     """The values themselves, where a logarithmic axis would show powers of ten."""
     axes.minorticks_off()
-    axes.set_xticks(list(values), [f"{value:g}" for value in values])
+    axes.set_xticks(list(values), [f"{value:g}" for value in values], fontsize="small", rotation=30)
 
 
 def _null_share(result: Result) -> float:
