@@ -2,13 +2,13 @@
 
     python benchmarks/speed.py
 
-Shapes are those of b2 and b7 (see run.py). The weights are those of an untrained network: what a step costs does not
-depend on what is in them. Every time is the least of several.
+Shapes are those of b2 and b7 (see run.py), with the smoothness prior that photographs have in b7. The weights are those
+of an untrained network: what a step costs does not depend on what is in them. Every time is the least of several.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,7 +28,11 @@ from exhume.solver import take_step
 
 @dataclass(frozen=True)
 class Shape:
-    """A network and how many images it was trained on; candidates of each label: None for the method's own number."""
+    """A network and how many images it was trained on.
+
+    per_class: candidates of each label, None for the method's own number; smoothness: as would be read from weights
+    that have been trained on such images.
+    """
 
     image: tuple[int, int, int]
     outputs: int
@@ -36,11 +40,12 @@ class Shape:
     task: Task
     widths: tuple[int, ...] = (1000, 1000)
     per_class: int | None = None
+    smoothness: float = 0.0
 
 
 SHAPES = {
     "b2": Shape((1, 28, 28), 1, 100, "binary"),
-    "b7": Shape((3, 32, 32), 10, 500, "multiclass"),
+    "b7": Shape((3, 32, 32), 10, 500, "multiclass", smoothness=1e-5),
 }
 
 
@@ -68,7 +73,10 @@ def main(device: str = "cpu", steps: int = 2 * REWEIGHTED) -> None:
 def search(method: str, shape: Shape, device: str) -> Search:
     """A search as `reconstruct` would start it, on an untrained network."""
     generator = torch.Generator().manual_seed(0)
-    config = resolve(Reconstruction(method=method, images=shape.images, per_class=shape.per_class), shape.task)
+    config = Reconstruction(method=method, images=shape.images, per_class=shape.per_class)
+    if method == "exhume":
+        config = replace(config, smoothness=shape.smoothness)
+    config = resolve(config, shape.task)
     centre = torch.full(shape.image, 0.5)
     dtype = getattr(torch, config.dtype or "")
     network = build(Network(widths=shape.widths), centre, shape.outputs, generator).to(device, dtype)

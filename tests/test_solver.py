@@ -83,9 +83,13 @@ def test_hidden_layers_count_above_the_noise_of_their_initialisation(
     assert [name for name in search.reading.layers if name.endswith("weight")] == names
 
 
-@pytest.mark.parametrize("network", [Network(widths=(20,)), Network(widths=(40, 40), init_scale=None)])
-def test_hidden_layers_are_left_out_where_there_are_none_or_it_is_asked_for(network: Network) -> None:
-    search = subspace_search(checkpoint("multiclass", network), Reconstruction(images=10, weighted=False))
+@pytest.mark.parametrize(
+    ("network", "weighted"), [(Network(widths=(20,)), None), (Network(widths=(40, 40), init_scale=None), False)]
+)
+def test_hidden_layers_are_left_out_where_there_are_none_or_it_is_asked_for(
+    network: Network, weighted: bool | None
+) -> None:
+    search = subspace_search(checkpoint("multiclass", network), Reconstruction(images=10, weighted=weighted))
     assert [name for name in search.reading.layers if name.endswith("weight")] == ["layers.1.weight"]
 
 

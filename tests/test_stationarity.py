@@ -310,6 +310,15 @@ def test_the_slopes_of_smooth_activations_are_their_derivatives(activation: str)
     torch.testing.assert_close(slope, torch.autograd.grad(oracle.sum(), z)[0])
 
 
+@pytest.mark.parametrize(("activation", "below"), [("relu", 0.0), ("leaky-relu", 0.01)])
+def test_the_value_of_a_hinge_is_exact_and_goes_back_through_the_gate(activation: str, below: float) -> None:
+    z = torch.linspace(-2, 2, 41, dtype=torch.float64).requires_grad_()
+    value, slope = SLOPES[activation](z, 3.0)
+    torch.testing.assert_close(value, functional.leaky_relu(z, below), rtol=0, atol=0)
+    torch.testing.assert_close(slope, below + (1 - below) * torch.sigmoid(3 * z))
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), z)[0], slope)
+
+
 def test_the_tables_have_the_same_rows() -> None:
     assert set(SLOPES) == set(ACTIVATIONS)
     assert np.unique([row.task for row in OBJECTIVES.values()]).tolist() == ["binary", "multiclass", "regression"]

@@ -180,7 +180,7 @@ def first_guess(shape: tuple[int, ...], scale: float, around: Tensor, generator:
 
 def outside(images: Tensor) -> Tensor:
     """Squared distance of the pixels to [0, 1]."""
-    return (images - 1).relu().pow(2).sum() + (-images).relu().pow(2).sum()
+    return (images - images.detach().clamp(0, 1)).pow(2).sum()
 
 
 def spread(centre: Tensor) -> float:

@@ -93,8 +93,9 @@ class SubspaceSearch:
             change = change_by_sum(self.products.weights[layer], self.products.biases[layer], terms[layer])
             residual = residual + self.hidden * (row.added + change / row.noise**2)
         images, ones = self._images(self.precision)
-        rough = self.reading.smoothness * squared_differences(images)
-        penalty = self.multipliers.penalty() + 1e-3 * ((ones - 1).pow(2).sum() + outside(images)) + rough
+        penalty = self.multipliers.penalty() + 1e-3 * ((ones - 1).pow(2).sum() + outside(images))
+        if self.reading.smoothness:
+            penalty = penalty + self.reading.smoothness * squared_differences(images)
         return residual, penalty
 
     @torch.no_grad()
@@ -141,8 +142,8 @@ def as_dense(network: nn.Module) -> Dense | None:
 class NoisyLayer:
     """A hidden layer W that still shows its initialisation.
 
-    noise: standard deviation of the initial weights; added: norm(W)^2 / noise^2 above its expectation for noise alone,
-    which is 0, so what candidates have to explain of the layer.
+    noise: standard deviation of the initial weights; added: norm(W)^2 / noise^2 less the number of entries, on average
+    0 for noise alone, so what candidates have to explain of the layer.
     """
 
     noise: float
