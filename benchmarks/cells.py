@@ -101,6 +101,7 @@ def outcome(folder: Path) -> Row:
         "SSIM > 0.4": scores.ssim.good,
         "null SSIM > 0.4": scores.ssim.null_good,
         "median NCC": scores.median_ncc,
+        "null median NCC": scores.null_median_ncc,
         "train s": scores.seconds.train,
         "reconstruct s": scores.seconds.reconstruct,
         "accuracy": last.accuracy,

@@ -46,6 +46,7 @@ def lines(x: str, series: str, zero: float | None = None) -> Chart:
             _curve(number, x, of, lambda result: result.share, colour=colour, label=str(name))
             _curve(number, x, of, _null_share, colour=colour, style=":", label=f"{name}, never seen")
             _curve(quality, x, of, lambda result: result.number("median NCC"), colour=colour)
+            _curve(quality, x, of, lambda result: result.number("null median NCC"), colour=colour, style=":")
         number.set(ylabel="share recovered at NCC ≥ 0.9", ylim=(-0.02, 1.02))
         quality.set(ylabel="median NCC")
         for axes in (number, quality):

@@ -83,7 +83,7 @@ SIZES = {
         stretch=10.0,
     ),
 }
-"""test: seconds; cpu: 10 to 20 minutes a study on two cores; gpu: as many images and neurons as in the papers."""
+"""test: seconds; cpu: 1 to 12 minutes a study on a core; gpu: as many images and neurons as in the papers."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,7 +124,7 @@ def main(
 
     Args:
         name: a row of STUDIES.
-        size: cpu (10 to 20 minutes on two cores), gpu (the papers' sizes) or test (seconds).
+        size: cpu (1 to 12 minutes on a core), gpu (the papers' sizes) or test (seconds).
         seeds: seeds of training and reconstruction; none: those of the size.
         device: auto, cpu or cuda.
         out: folder of all studies; each has one of its own there, by its name and size.
