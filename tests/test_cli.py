@@ -22,7 +22,7 @@ from exhume.methods import METHODS, resolve
 from exhume.networks import Task, build
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, names_and_summaries
-from exhume.records import read_tensors
+from exhume.records import provenance, read_tensors
 from exhume.runs import FILES
 
 EXHUME = Path(sys.executable).with_name("exhume")
@@ -251,6 +251,13 @@ def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> No
 
 
 # ---- Help and tables
+
+
+def test_version_is_that_of_every_record(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    made = provenance(device=torch.device("cpu"), seed=0, seconds=0.0)
+    assert capsys.readouterr().out == f"exhume {made.exhume}\n"
 
 
 def test_help_lists_the_commands_and_waits_for_nothing(here: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.metadata import version
 from typing import Any
 
 from exhume.errors import InputError
@@ -69,6 +70,7 @@ def _command_name(argv: Sequence[str]) -> str:
         description="Digs training data out of the weights of a trained network, and says honestly how much came out.",
         epilog="`exhume COMMAND --help` shows a command's flags.",
     )
+    parser.add_argument("--version", action="version", version=f"exhume {version('exhume')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         commands.add_parser(name, help=summary)
