@@ -156,7 +156,7 @@ def load_truth(record: TrainingRecord, data_dir: str | None = None) -> Problem:
     if problem.fingerprint != record.problem.fingerprint:
         raise InputError(
             f"The problem {record.problem.name} now loads other images ({problem.source}) than it was trained on "
-            f"({record.problem.source})."
+            f"({record.problem.source}). Say with --data-dir where those are; `installed`: as they came along."
         )
     return problem
 
