@@ -86,12 +86,24 @@ def test_a_notebook_is_committed_with_the_outputs_of_the_digits(path: Path) -> N
 def test_the_zoo_is_listed_from_its_records(capsys: pytest.CaptureFixture[str]) -> None:
     main(["zoo", "--folder", str(ROOT / "zoo")])
     heading, *lines = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["name", "problem", "network", "loss", "epochs", "images", "candidates", "size"]
+    assert heading.split() == [
+        "name",
+        "problem",
+        "network",
+        "loss",
+        "rate",
+        "decay",
+        "epochs",
+        "images",
+        "candidates",
+        "size",
+    ]
     for line, entry in zip(lines, list_zoo(ROOT / "zoo"), strict=True):
         record = entry.training
         assert line.split()[:4] == [entry.name, record.problem.name, "-".join(entry.layers), record.training.loss]
         first, second = map(str, entry.candidates)
-        numbers = [f"{record.history[-1].epoch:,}", str(record.problem.images), first, "+", second]
+        trained = [f"{record.training.lr:g}", f"{record.training.weight_decay:g}", f"{record.history[-1].epoch:,}"]
+        numbers = [*trained, str(record.problem.images), first, "+", second]
         assert line.split()[4:] == [*numbers, f"{entry.size / 1e6:.1f}", "MB"]
 
 

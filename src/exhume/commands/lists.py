@@ -72,7 +72,7 @@ class Zoo:
     """Where they are."""
 
     def __call__(self) -> None:
-        columns = ("name", "problem", "network", "loss", "epochs", "images", "candidates", "size")
+        columns = ("name", "problem", "network", "loss", "rate", "decay", "epochs", "images", "candidates", "size")
         rows = [columns, *(_zoo_row(entry) for entry in list_zoo(self.folder))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
@@ -86,6 +86,8 @@ def _zoo_row(entry: Entry) -> tuple[str, ...]:
         record.problem.name,
         "-".join(entry.layers),
         str(record.training.loss),
+        f"{record.training.lr:g}",
+        f"{record.training.weight_decay:g}",
         f"{record.history[-1].epoch:,}",
         str(record.problem.images),
         " + ".join(map(str, entry.candidates)),
