@@ -8,7 +8,7 @@ of an untrained network: what a step costs does not depend on what is in them. E
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -73,9 +73,8 @@ def main(device: str = "cpu", steps: int = 2 * REWEIGHTED) -> None:
 def search(method: str, shape: Shape, device: str) -> Search:
     """A search as `reconstruct` would start it, on an untrained network."""
     generator = torch.Generator().manual_seed(0)
-    config = Reconstruction(method=method, images=shape.images, per_class=shape.per_class)
-    if method == "exhume":
-        config = replace(config, smoothness=shape.smoothness)
+    smoothness = shape.smoothness if method == "exhume" else None  # the papers' scheme has none
+    config = Reconstruction(method=method, images=shape.images, per_class=shape.per_class, smoothness=smoothness)
     config = resolve(config, shape.task)
     centre = torch.full(shape.image, 0.5)
     dtype = getattr(torch, config.dtype or "")

@@ -13,11 +13,11 @@ from exhume import Checkpoint, InputError, Network, Problem, Reconstruction, Sel
 from exhume.candidates import Candidates
 from exhume.matching import match
 from exhume.methods import METHODS, resolve
-from exhume.methods.ground import Target, balanced_labels
+from exhume.methods.ground import Target, balanced_labels, implausible
 from exhume.methods.pixels import ReferenceSearch
 from exhume.methods.subspace import HIDDEN, SubspaceSearch
 from exhume.networks import Task, build
-from exhume.reading import bulk_noise
+from exhume.reading import bulk_noise, squared_differences
 from exhume.scores import score
 from exhume.stationarity import dense_terms
 from exhume.training import Training
@@ -91,6 +91,35 @@ def test_hidden_layers_are_left_out_where_there_are_none_or_it_is_asked_for(
 ) -> None:
     search = subspace_search(checkpoint("multiclass", network), Reconstruction(images=10, weighted=weighted))
     assert [name for name in search.reading.layers if name.endswith("weight")] == ["layers.1.weight"]
+
+
+def test_pixels_beyond_0_and_1_and_rough_pictures_speak_against_images() -> None:
+    """Against the sums written out, in value and slope; a network that is dense and one that is not search with it."""
+    g = torch.Generator().manual_seed(0)
+    images = (2 * torch.rand(2, 1, 4, 4, generator=g, dtype=torch.float64) - 0.5).requires_grad_()
+    beyond = (images - 1).relu().square().sum() + (-images).relu().square().sum()
+    rough = (images[..., 1:] - images[..., :-1]).square().sum() + (
+        images[..., 1:, :] - images[..., :-1, :]
+    ).square().sum()
+    for smoothness in (0.0, 0.3):
+        oracle, value = 1e-3 * beyond + smoothness * rough, implausible(images, smoothness)
+        torch.testing.assert_close(value, oracle)
+        slopes = [torch.autograd.grad(of, images, retain_graph=True)[0] for of in (value, oracle)]
+        torch.testing.assert_close(*slopes)
+
+
+@pytest.mark.parametrize("network", [Network(widths=(20,)), Network(kind="cnn", channels=(2,), widths=(4,))])
+def test_smoothness_counts_in_every_search(network: Network) -> None:
+    victim = checkpoint("binary", network)
+    penalties = []
+    for smoothness in (0.0, 0.3):
+        config = resolve(Reconstruction(images=4, smoothness=smoothness, init_scale=10.0), victim.task)
+        target = Target(network=victim.build(), centre=victim.centre, task=victim.task, outputs=victim.outputs)
+        search = METHODS["exhume"].start(target, config, torch.Generator().manual_seed(0))
+        penalties.append(search.objective()[1])
+    rough = squared_differences(search.found().images)
+    assert rough > 1
+    torch.testing.assert_close(penalties[1] - penalties[0], 0.3 * rough, rtol=0.02, atol=0)  # products in bfloat16
 
 
 @pytest.mark.parametrize(

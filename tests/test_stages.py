@@ -471,7 +471,7 @@ def test_a_users_problem_is_found_again_and_a_changed_one_noticed(
     assert score_run(folder).problem == "mine"
     before = contents(folder)
     (tmp_path / "mine.py").write_text(PROBLEM.replace("SEED", "200"))
-    with pytest.raises(InputError, match=r"now loads other images \(seed 200\) than it was trained on \(seed 1\)"):
+    with pytest.raises(InputError, match=r"other images \(seed 200\) than it was trained on \(seed 1\)\. .*--data-dir"):
         score_run(folder)
     (tmp_path / "mine.py").unlink()
     with pytest.raises(InputError, match="There is no problem file"):

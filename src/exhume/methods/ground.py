@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from exhume.candidates import Reading
 from exhume.errors import InputError, check_seed
 from exhume.networks import Shape, Task
+from exhume.reading import squared_differences
 from exhume.stationarity import OBJECTIVES, Objective
 
 
@@ -178,9 +179,10 @@ def first_guess(shape: tuple[int, ...], scale: float, around: Tensor, generator:
     return (around + start.to(around.device)).requires_grad_()
 
 
-def outside(images: Tensor) -> Tensor:
-    """Squared distance of the pixels to [0, 1]."""
-    return (images - images.detach().clamp(0, 1)).pow(2).sum()
+def implausible(images: Float[Tensor, "m c h w"], smoothness: float) -> Tensor:
+    """What speaks against un-centred images: squared distance of the pixels to [0, 1], roughness where asked for."""
+    outside = 1e-3 * (images - images.detach().clamp(0, 1)).pow(2).sum()
+    return outside + smoothness * squared_differences(images) if smoothness else outside
 
 
 def spread(centre: Tensor) -> float:

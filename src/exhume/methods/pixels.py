@@ -15,10 +15,9 @@ from exhume.methods.ground import (
     balanced_labels,
     first_guess,
     image_optimisers,
-    outside,
+    implausible,
     snapshot,
 )
-from exhume.reading import squared_differences
 from exhume.stationarity import (
     Sharpness,
     absolute_residual,
@@ -75,8 +74,7 @@ class PixelSearch:
 
     def penalty(self) -> Tensor:
         """What is plausible of any image: pixels within [0, 1], and smooth where asked for."""
-        rough = self.reading.smoothness * squared_differences(self.images)
-        return self.multipliers.penalty() + 1e-3 * outside(self.images) + rough
+        return self.multipliers.penalty() + implausible(self.images, self.reading.smoothness)
 
     def found(self) -> Found:
         return snapshot(self.target, self.images, self.multipliers)

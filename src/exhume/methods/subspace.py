@@ -15,7 +15,7 @@ from exhume.methods.ground import (
     balanced_labels,
     first_guess,
     image_optimisers,
-    outside,
+    implausible,
     snapshot,
 )
 from exhume.networks import ACTIVATIONS, CentredNetwork
@@ -28,7 +28,6 @@ from exhume.reading import (
     is_stationary,
     roughness,
     spectrum_of,
-    squared_differences,
 )
 from exhume.stationarity import (
     Dense,
@@ -93,10 +92,8 @@ class SubspaceSearch:
             change = change_by_sum(self.products.weights[layer], self.products.biases[layer], terms[layer])
             residual = residual + self.hidden * (row.added + change / row.noise**2)
         images, ones = self._images(self.precision)
-        penalty = self.multipliers.penalty() + 1e-3 * ((ones - 1).pow(2).sum() + outside(images))
-        if self.reading.smoothness:
-            penalty = penalty + self.reading.smoothness * squared_differences(images)
-        return residual, penalty
+        off = 1e-3 * (ones - 1).pow(2).sum()
+        return residual, self.multipliers.penalty() + off + implausible(images, self.reading.smoothness)
 
     @torch.no_grad()
     def _reweigh(self, term: Term) -> None:
