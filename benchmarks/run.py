@@ -65,7 +65,7 @@ def main(
         targets: rows of TARGETS.
         seeds: seeds of training and reconstruction.
         device: auto, cpu or cuda.
-        restarts: searches; 1 leaves the counts as they are and the confidence unknown.
+        restarts: searches, whose candidates count together; 1 leaves the confidence unknown.
     """
     columns = ("target", "seed", "NCC >= 0.9", "never seen", ">= 0.7", "never seen", "SSIM > 0.4", "never seen")
     columns += ("sure", "of them right", "never seen", "images read", "train s", "reconstruct s")

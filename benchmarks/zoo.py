@@ -86,7 +86,7 @@ def make(name: str, row: Row, size: Size, device: str) -> None:
     whole = Path("runs/zoo") / size / name
     half = whole / "float16"
     train_row(whole, row, size, device)
-    reconstruct_anew(whole, replace(SEARCH, restarts=1), device)  # the second search changes no count
+    reconstruct_anew(whole, SEARCH, device)
     for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
         save_checkpoint(load_checkpoint(whole).half(), folder)
         reconstruct_anew(folder, replace(SEARCH, seed=seed), device)

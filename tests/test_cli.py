@@ -426,7 +426,7 @@ def test_the_results_go_to_one_stream_and_the_progress_to_the_other(
     main(["reconstruct", "run", *SHORT])
     said = capsys.readouterr()
     assert said.out.startswith("All 3 steps are over. Residual ") and said.out.count("\n") == 1
-    assert "3/3" in said.err  # of points nothing tells how sure one can be, hence one search
+    assert "6/6" in said.err  # of two searches
     main(["score", "run"])
     said = capsys.readouterr()
     assert "of 10 training images came out" in said.out
@@ -457,8 +457,8 @@ def test_score_merges_other_folders(capsys: pytest.CaptureFixture[str], finished
         shutil.copytree(finished, name)
     main(["score", "run", "--with", "second", "third"])
     scores = record(Path("run"), "scores.json")
-    assert scores["merged"] == [{"folder": name, "candidates": 12, "chosen": None} for name in ("second", "third")]
-    assert scores["candidates"] == 36
+    assert scores["merged"] == [{"folder": name, "candidates": 24, "chosen": None} for name in ("second", "third")]
+    assert scores["candidates"] == 72
     assert "There is no nowhere/candidates.json" in refused(capsys, "score", "run", "--with", "nowhere")
     assert "--with" in refused(capsys, "score", "run", "--wiht", "second")
 

@@ -326,6 +326,20 @@ def test_the_surest_come_first_and_the_unknown_last_by_what_they_explain(made: M
     assert not any("nan" in text for text in shown)
 
 
+def test_what_two_searches_have_found_is_shown_once(made: Made) -> None:
+    for name in ("scores.json", "scores.safetensors"):
+        (made.folder / name).unlink()
+    tensors = read_tensors(made.folder / "candidates.safetensors")
+    tensors["images"][20] = 0.5 * tensors["images"][4] + 0.1
+    tensors["confidence"][:] = torch.linspace(0.5, 0.4, 24)
+    write_tensors(made.folder / "candidates.safetensors", tensors)
+    page = page_of(made.folder)
+    shown = [picture["alt"].split(",")[0] for picture in page.pictures()[1:]]
+    rows = [row for row in range(24) if row != 20]  # the less sure of the two
+    assert shown == [f"Candidate {row}" for row in rows[:10] + rows]
+    assert "All 23 that are not alike" in page.text
+
+
 def test_a_regression_run_shows_its_targets(tmp_path: Path) -> None:
     made = make_run(tmp_path, task="regression", classes=("minus", "plus"))
     text = page_of(made.folder).text

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from exhume import Checkpoint, InputError, Network, Problem, Reconstruction, Selection, load_problem, reconstruct, train
 from exhume.candidates import Candidates
+from exhume.confidence import agreement, confidence
 from exhume.matching import match
 from exhume.methods import METHODS, resolve
-from exhume.methods.ground import Target, balanced_labels, implausible
+from exhume.methods.ground import Search, Target, balanced_labels, implausible
 from exhume.methods.pixels import ReferenceSearch
 from exhume.methods.subspace import HIDDEN, SubspaceSearch
 from exhume.networks import Task, build
@@ -225,12 +226,13 @@ def test_reference_starts_as_the_papers_do(task: Task) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_search_goes_down_and_says_what_it_found(method: str, task: Task) -> None:
     found = reconstruct(checkpoint(task), SMALL[method])
-    count = 5 * (3 if task == "multiclass" else 2)
+    classes, each = (3 if task == "multiclass" else 2), 5 * (METHODS[method].defaults.restarts or 1)
+    count = each * classes
     assert found.status == "done"
     assert found.images.shape == (count, 1, 5, 5)
     assert found.labels.shape == found.multipliers.shape == found.explained.shape == (count,)
     if task != "regression":
-        assert found.labels.bincount().tolist() == [5] * (count // 5)
+        assert found.labels.bincount().tolist() == [each] * classes
     assert found.history[-1].step == 60
     total = [point.residual + point.penalty for point in found.history]
     assert total[-1] < total[0]
@@ -271,7 +273,7 @@ def test_divergence_is_a_status_and_the_last_finite_candidates_remain(method: st
 def test_explained_is_the_share_of_the_weights() -> None:
     """By the definition, one candidate at a time: <theta, lambda_i y_i grad f(x_i)> / m / norm(theta)^2."""
     victim = checkpoint("binary")
-    found = reconstruct(victim, replace(SMALL["exhume"], dtype="float64"))
+    found = reconstruct(victim, replace(SMALL["exhume"], dtype="float64", restarts=1))
     module = victim.build()
     parameters = list(module.parameters())
     norm = sum(p.pow(2).sum() for p in parameters)
@@ -373,18 +375,48 @@ def test_what_the_attacker_is_sure_of_is_true(digits: tuple[Problem, Candidates]
     assert right[~sure].float().mean() < right[sure].float().mean() - 0.1  # the control: confidence tells them apart
 
 
-def test_a_single_search_is_sure_of_nothing_and_finds_the_same() -> None:
+def test_a_single_search_is_sure_of_nothing_and_is_the_first_of_several() -> None:
     problem = load_problem("mnist-digits", Selection(per_class=3))
     victim = train(problem, Training(epochs=300), network=Network(widths=(200,))).checkpoint
     config = replace(SMALL["exhume"], steps=20)
     two, one = reconstruct(victim, config), reconstruct(victim, replace(config, restarts=1))
     assert one.confidence.isnan().all() and two.confidence.isfinite().all()
-    torch.testing.assert_close(one.images, two.images, rtol=0, atol=0)
+    count = len(one.images)
+    assert len(two.images) == len(two.labels) == len(two.explained) == len(two.multipliers) == 2 * count
+    torch.testing.assert_close(two.images[:count], one.images, rtol=0, atol=0)
+    assert not torch.equal(two.images[count:], one.images)  # from another start
+    # agreement looks both ways: the confidence of one search's candidates is by the other's
+    halves = [(two.images[half], two.labels[half]) for half in (slice(count), slice(count, None))]
+    sure = torch.cat([confidence(agreement(*halves[0], [halves[1]])), confidence(agreement(*halves[1], [halves[0]]))])
+    torch.testing.assert_close(two.confidence, sure)
 
 
 def test_a_divergence_between_two_looks_is_a_status_too() -> None:
     found = reconstruct(checkpoint("multiclass"), replace(SMALL["exhume"], lr_images=1e20, steps=3000))
     assert found.status == "diverged" and found.confidence.isnan().all()
+    assert "left nothing" not in found.message  # the first one's last finite candidates are kept
+
+
+def test_a_search_that_diverges_leaves_the_other_ones_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=20)
+    both = reconstruct(victim, config)
+    half = len(both.images) // 2
+    starts = iter([0.0, 1.0])  # the first search's coordinates end at infinity
+
+    def start(*given: Any) -> Search:
+        search = before.start(*given)
+        if not next(starts):
+            with torch.no_grad():
+                search.optimisers[0].param_groups[0]["params"][0].fill_(torch.inf)
+        return search
+
+    before = METHODS["exhume"]
+    monkeypatch.setitem(METHODS, "exhume", replace(before, start=start))
+    found = reconstruct(victim, config)
+    assert found.status == "done" and "1 of 2 searches diverged and left nothing" in found.message
+    torch.testing.assert_close(found.images, both.images[half:], rtol=0, atol=0)
+    assert found.confidence.isnan().all()  # nothing to agree with
+    assert len(found.history) == len(both.history)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.01])

@@ -250,8 +250,8 @@ def second(run: Path, tmp_path: Path) -> Path:
 
 def test_merged_candidates_are_scored_as_one(run: Path, second: Path) -> None:
     alone, record = score_run(run), score_run(run, others=[second])
-    assert (alone.candidates, alone.merged) == (12, [])
-    assert (record.candidates, record.merged) == (20, [Merged(folder=str(second), candidates=8)])
+    assert (alone.candidates, alone.merged) == (24, [])
+    assert (record.candidates, record.merged) == (40, [Merged(folder=str(second), candidates=16)])
     own, other = load_candidates(run)[0], load_candidates(second, of=run)[0]
     problem = load_truth(read_training(run))
     matches = match(join([own, other]), problem.images)
@@ -263,8 +263,8 @@ def test_merged_candidates_are_scored_as_one(run: Path, second: Path) -> None:
     spent = [json.loads((folder / "candidates.json").read_text())["provenance"]["seconds"] for folder in (run, second)]
     assert record.seconds.reconstruct == pytest.approx(sum(spent))
     page = draw(run).read_text()
-    assert f"20 candidates were scored: these, and from other searches of the same weights 8 of {second}." in page
-    assert "12 candidates, within the " in page  # this run's own search
+    assert f"40 candidates were scored: these, and from other searches of the same weights 16 of {second}." in page
+    assert "24 candidates, within the " in page  # this run's own search
     assert "own candidates are drawn." in page
 
 
@@ -296,7 +296,7 @@ def test_small_files_hold_the_same_images_to_a_255th_of_their_range(run: Path, t
     assert torch.equal(again.multipliers, candidates.multipliers)
     assert read_tensors(tmp_path / "small" / "candidates.safetensors")["images"].dtype == torch.uint8
     save_candidates(run, candidates, record, small=True)
-    assert score_run(run).candidates == 12 and draw(run).exists()
+    assert score_run(run).candidates == 24 and draw(run).exists()
 
 
 def test_half_precision_is_read_as_float32(run: Path) -> None:
@@ -555,7 +555,7 @@ def test_the_candidates_come_back_as_they_were_found(run: Path) -> None:
     for name, tensor in tensors.items():  # an unknown confidence is NaN
         torch.testing.assert_close(getattr(candidates, name), tensor, rtol=0, atol=0, equal_nan=True)
     assert (candidates.history, candidates.reading) == (record.history, record.reading)
-    assert len(candidates.images) == 12
+    assert len(candidates.images) == 24
 
 
 def test_a_saved_checkpoint_is_what_a_run_reads(run: Path, tmp_path: Path) -> None:

@@ -2,14 +2,14 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from exhume.candidates import Candidates, HistoryPoint
+from exhume.candidates import Candidates, HistoryPoint, join
 from exhume.checkpoint import Checkpoint
 from exhume.confidence import agreement, can_tell, confidence
 from exhume.errors import InputError
@@ -33,6 +33,8 @@ def reconstruct(
 ) -> Candidates:
     """Reconstructs candidate training images from a checkpoint, or from any `nn.Module`.
 
+    The candidates of all searches, one after another; a search that diverged leaves none, unless all did.
+
     Args:
         task, centre: needed for a module only: what its outputs mean, and around which image [c, h, w] to search (the
             training mean if the attacker knows it, else grey).
@@ -49,38 +51,47 @@ def reconstruct(
     aim = _moved(aim, getattr(torch, config.dtype or "float32"), torch.device(device))
     generator = torch.Generator().manual_seed(config.seed)
     start = METHODS[config.method].start
-    searches = [start(aim, config, generator)]
-    if can_tell(searches[0].reading, searches[0].found().images):
-        searches += [start(aim, config, generator) for _ in range(1, config.restarts or 1)]
-    watches: list[Watch] = [watch, *[lambda _: None] * (len(searches) - 1)]
-    outcomes = [
-        _descend(search, config.steps or 1, part, seen)
-        for search, part, seen in zip(searches, _parts(listener, len(searches)), watches, strict=True)
+    watches: list[Watch] = [watch, *[lambda _: None] * ((config.restarts or 1) - 1)]
+    found = [
+        _search(start(aim, config, generator), aim, config.steps or 1, part, seen)
+        for part, seen in zip(_parts(listener, len(watches)), watches, strict=True)
     ]
-    search, (history, best) = searches[0], outcomes[0]
+    gone = sum(one.status == "diverged" for one in found)
+    lost = f" {gone} of {len(found)} searches diverged and left nothing." if 0 < gone < len(found) else ""
+    sound = [one for one in found if one.status == "done"] or found[:1]
+    kept = join([replace(one, confidence=_confidence(one, sound)) for one in sound])
+    return replace(kept, message=kept.message + lost + _rounding(target))
+
+
+def _search(search: Search, target: Target, steps: int, listener: Listener, watch: Watch) -> Candidates:
+    """Follows one search to its end: its candidates, of unknown confidence."""
+    history, best = _descend(search, steps, listener, watch)
     diverged = not math.isfinite(history[-1].residual + history[-1].penalty)
-    images, labels = best.images.float().cpu(), _labels(aim, search, best)
-    others = [
-        (found.images.float().cpu(), _labels(aim, of, found))
-        for of, (past, found) in zip(searches[1:], outcomes[1:], strict=True)
-        if not diverged and math.isfinite(past[-1].residual + past[-1].penalty)  # a divergence is no evidence
-    ]
+    signed = target.task == "regression"
+    images = best.images.float().cpu()
     return Candidates(
         images=images,
-        labels=labels,
+        labels=((best.multipliers > 0).long() if signed else search.labels).cpu(),
         multipliers=best.multipliers.float().cpu(),
-        explained=_explained(aim.network, best).float().cpu(),
-        confidence=confidence(agreement(images, labels, others)).float(),
+        explained=_explained(target.network, best).float().cpu(),
+        confidence=images.new_full((len(images),), torch.nan),
         history=[point for point in history if math.isfinite(point.residual + point.penalty)],
         reading=search.reading,
         status="diverged" if diverged else "done",
         message=(
             f"The residual was no longer finite at step {history[-1].step}; smaller learning rates may help."
             if diverged
-            else f"All {config.steps} steps are over."
-        )
-        + _rounding(target),
+            else f"All {steps} steps are over."
+        ),
     )
+
+
+def _confidence(one: Candidates, found: Sequence[Candidates]) -> Float[Tensor, " m"]:
+    """How sure one search's candidates are by the other searches', NaN where that cannot be told."""
+    others = [(other.images, other.labels) for other in found if other is not one]
+    if not can_tell(one.reading, one.images):
+        others = []
+    return confidence(agreement(one.images, one.labels, others)).float()
 
 
 def _rounding(target: Checkpoint | nn.Module) -> str:
@@ -88,10 +99,6 @@ def _rounding(target: Checkpoint | nn.Module) -> str:
     weights = target.weights.values() if isinstance(target, Checkpoint) else target.parameters()
     coarsest = min((weight.dtype for weight in weights), key=lambda dtype: dtype.itemsize)
     return f" The weights were given in {str(coarsest).removeprefix('torch.')}." if coarsest.itemsize < 4 else ""
-
-
-def _labels(target: Target, search: Search, found: Found) -> Tensor:
-    return ((found.multipliers > 0).long() if target.task == "regression" else search.labels).cpu()
 
 
 def _parts(listener: Listener, count: int) -> list[Listener]:

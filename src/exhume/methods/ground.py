@@ -45,8 +45,8 @@ class Reconstruction:
     steps: int | None = None
     """Steps of the optimiser; None: 1000 for exhume, 50000 for reference."""
     restarts: int | None = None
-    """Searches from independent starts. The first one's candidates are the result, the others tell by agreement how
-    sure each is, and are left out where that cannot be told; None: 2 for exhume, 1 for reference."""
+    """Searches from independent starts, whose candidates are all kept; how far they agree tells how sure each is. None:
+    2 for exhume, 1 for reference."""
     images: int | None = None
     """Number of training images assumed; None: read from the spectrum of the first layer."""
     per_class: int | None = None

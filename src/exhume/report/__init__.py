@@ -9,6 +9,7 @@ from torch import Tensor
 
 from exhume.errors import InputError
 from exhume.losses import resolve_loss
+from exhume.matching import merge
 from exhume.metrics import measure_of
 from exhume.networks import Network, Task
 from exhume.records import read, read_tensors, replace_file
@@ -20,6 +21,8 @@ T = TypeVar("T")
 
 LARGE = 10
 """Pairs shown large, of the training images and of the never-seen ones."""
+ALIKE = 0.95
+"""NCC from which two candidates show the same image: each search finds it again. Different digits seldom reach it."""
 MARGIN: dict[Task, str] = {
     "binary": "margin: score towards the right side",
     "multiclass": "margin: score of its class minus the best other",
@@ -133,6 +136,7 @@ def _context(run: Contents) -> dict[str, Any]:
         "pairs": [] if points else _pairs(run, run.scores) if run.scores else _unchecked(run),
         "control": [] if points or not run.scores else _control(run.truth),
         "large": LARGE,
+        "alike": ALIKE,
         "outside": figures.outside(images) if points else 0,
         "charts": _charts(run, points),
         "settings": _settings(run),
@@ -162,10 +166,11 @@ def _control(truth: dict[str, Tensor]) -> list[Pair]:
 
 
 def _unchecked(run: Contents) -> list[Pair]:
-    """Candidates alone, the surest first, or after a single search those that explain most of the weights."""
+    """Candidates alone, the surest or those that explain most of the weights first; of those alike only the first."""
     images, labels, explained, sure = (run.candidates[name] for name in ("images", "labels", "explained", "confidence"))
     known = not sure.isnan().all()
     order = (sure.nan_to_num(-1.0) if known else explained).argsort(descending=True, stable=True)
+    order = order[merge(images[order], ALIKE)]
     values = [
         f"explains {explained[row]:.2%}" if sure[row].isnan() else f"{sure[row]:.0%} sure" for row in order.tolist()
     ]
