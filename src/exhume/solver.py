@@ -134,7 +134,7 @@ def _descend(search: Search, steps: int, listener: Listener, watch: Watch) -> tu
 
 
 def take_step(search: Search, objective: Tensor) -> None:
-    """One step of the search's optimisers against the gradient of its objective."""
+    """One step of the search's optimisers against the gradient of its objective, and of their rates."""
     groups = [group for optimiser in search.optimisers for group in optimiser.param_groups]
     variables = [variable for group in groups for variable in group["params"]]
     for variable in variables:
@@ -142,6 +142,8 @@ def take_step(search: Search, objective: Tensor) -> None:
     objective.backward(inputs=variables)  # type: ignore[no-untyped-call]
     for optimiser in search.optimisers:
         optimiser.step()
+    for schedule in search.schedules:
+        schedule.step()
 
 
 def _target(target: Checkpoint | nn.Module, task: Task | None, centre: Tensor | None) -> Target:

@@ -13,6 +13,7 @@ from exhume.methods.ground import (
     Target,
     assumed_images,
     balanced_labels,
+    falling,
     first_guess,
     image_optimisers,
     implausible,
@@ -62,6 +63,7 @@ class PixelSearch:
         )
         self.multipliers = Multipliers(target, self.labels, config, generator)
         self.optimisers: list[torch.optim.Optimizer] = image_optimisers(self.pixels, self.multipliers, target, config)
+        self.schedules = [falling(self.optimisers[0], config)]
 
     @property
     def images(self) -> Tensor:
@@ -91,6 +93,7 @@ class ReferenceSearch(PixelSearch):
         super().__init__(target, config, generator, fixed, absolute_residual)
         images = {"params": [self.pixels], "lr": config.lr_images}
         self.optimisers = [torch.optim.SGD([images, self.multipliers.group(config)], momentum=0.9)]
+        self.schedules = []
 
     def penalty(self) -> Tensor:
         """The papers' penalties: centred pixels within [-1, 1], multipliers above their minimum."""

@@ -13,6 +13,7 @@ from exhume.methods.ground import (
     Target,
     assumed_images,
     balanced_labels,
+    falling,
     first_guess,
     image_optimisers,
     implausible,
@@ -77,6 +78,7 @@ class SubspaceSearch:
         self.optimisers: list[torch.optim.Optimizer] = image_optimisers(
             self.coordinates, self.multipliers, target, config
         )
+        self.schedules = [falling(self.optimisers[0], config)]
 
     def objective(self) -> tuple[Tensor, Tensor]:
         count = None if self.stationary else 1 + len(self.noisy)
