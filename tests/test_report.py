@@ -337,7 +337,7 @@ def test_what_two_searches_have_found_is_shown_once(made: Made) -> None:
     shown = [picture["alt"].split(",")[0] for picture in page.pictures()[1:]]
     rows = [row for row in range(24) if row != 20]  # the less sure of the two
     assert shown == [f"Candidate {row}" for row in rows[:10] + rows]
-    assert "All 23 that are not alike" in page.text
+    assert "All 23 that are not alike, of 24" in page.text
 
 
 def test_a_regression_run_shows_its_targets(tmp_path: Path) -> None:

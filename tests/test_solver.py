@@ -20,6 +20,7 @@ from exhume.methods.subspace import HIDDEN, SubspaceSearch
 from exhume.networks import Task, build
 from exhume.reading import bulk_noise, squared_differences
 from exhume.scores import score
+from exhume.solver import take_step
 from exhume.stationarity import dense_terms
 from exhume.training import Training
 
@@ -416,7 +417,22 @@ def test_a_search_that_diverges_leaves_the_other_ones_candidates(monkeypatch: py
     assert found.status == "done" and "1 of 2 searches diverged and left nothing" in found.message
     torch.testing.assert_close(found.images, both.images[half:], rtol=0, atol=0)
     assert found.confidence.isnan().all()  # nothing to agree with
-    assert len(found.history) == len(both.history)
+    assert found.history[0] != both.history[0]  # the second one's, from its own start
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_images_rate_falls_to_a_fiftieth_and_the_papers_stays(method: str) -> None:
+    victim, config = checkpoint("multiclass"), resolve(replace(SMALL[method], steps=10), "multiclass")
+    target = Target(network=victim.build(), centre=victim.centre, task="multiclass", outputs=3)
+    search = METHODS[method].start(target, replace(config, dtype="float32"), torch.Generator().manual_seed(0))
+    rates = []
+    for _ in range(10):
+        rates.append([group["lr"] for optimiser in search.optimisers for group in optimiser.param_groups])
+        take_step(search, sum(search.objective()))
+    images, *multipliers = zip(*rates, strict=True)
+    lowest = images[0] * (0.02 if method == "exhume" else 1)
+    assert images == pytest.approx(torch.linspace(images[0], lowest, 11)[:10].tolist())
+    assert all(len(set(values)) == 1 for values in multipliers)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.01])

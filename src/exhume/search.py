@@ -22,7 +22,7 @@ from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
 from exhume.journal import alone, claim, open_journal
-from exhume.methods import Reconstruction, resolve
+from exhume.methods import METHODS, Reconstruction, resolve
 from exhume.methods.ground import Found
 from exhume.misfit import misfit, trusted_layers
 from exhume.progress import Listener, Progress, silent
@@ -168,6 +168,8 @@ def check_settings(config: Sweep, settings: Reconstruction) -> None:
     space = SPACES[config.space]
     if settings.method != space.base.method:
         raise InputError(f"The space {config.space} is for the method {space.base.method}.")
+    if (settings.restarts or METHODS[settings.method].defaults.restarts or 1) > 1:
+        raise InputError("A trial is judged by one search, so restarts must be 1.")
     for name in space.ranges:
         if getattr(settings, name) is not None:
             raise InputError(f"{name} is searched in the space {config.space}, so it cannot be given.")

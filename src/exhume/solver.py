@@ -33,7 +33,8 @@ def reconstruct(
 ) -> Candidates:
     """Reconstructs candidate training images from a checkpoint, or from any `nn.Module`.
 
-    The candidates of all searches, one after another; a search that diverged leaves none, unless all did.
+    The candidates of all searches, one after another; a search that diverged leaves none, unless all did. The history
+    is that of the first search that is kept.
 
     Args:
         task, centre: needed for a module only: what its outputs mean, and around which image [c, h, w] to search (the

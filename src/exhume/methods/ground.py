@@ -50,7 +50,7 @@ class Reconstruction:
     images: int | None = None
     """Number of training images assumed; None: read from the spectrum of the first layer."""
     per_class: int | None = None
-    """Candidates of each class; None: twice the images assumed, at least 200 in all and as far as neurons allow."""
+    """Candidates of each class in a search; None: twice the images assumed, at least 200, as far as neurons allow."""
     objective: str | None = None
     """A row of OBJECTIVES; None: binary, regression, multiclass for exhume, runner-up for reference."""
     lr_images: float | None = None
@@ -217,7 +217,8 @@ def falling(images: torch.optim.Optimizer, config: Reconstruction) -> torch.opti
     Muon's steps do not get shorter by themselves. Long ones at first find more, short ones at the end let it come to
     rest (of 500 photographs 101 instead of 37, see the log).
     """
-    return torch.optim.lr_scheduler.LinearLR(images, 1.0, 0.02, total_iters=config.steps or 1)
+    assert config.steps is not None
+    return torch.optim.lr_scheduler.LinearLR(images, 1.0, 0.02, total_iters=config.steps)
 
 
 def snapshot(target: Target, images: Tensor, multipliers: Multipliers) -> Found:
