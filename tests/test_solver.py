@@ -310,7 +310,8 @@ class Functional(nn.Module):
 def test_any_module_can_be_attacked_and_is_left_as_it_was(method: str, module: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     found = reconstruct(module.train(), SMALL[method], task="multiclass", centre=torch.full((1, 5, 5), 0.5))
-    assert found.history[-1].residual < found.history[0].residual
+    total = [point.residual + point.penalty for point in found.history]  # of random weights the residual alone may rise
+    assert total[-1] < total[0]
     assert module.training
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
