@@ -89,9 +89,9 @@ def _search(search: Search, target: Target, steps: int, listener: Listener, watc
 
 def _confidence(one: Candidates, found: Sequence[Candidates]) -> Float[Tensor, " m"]:
     """How sure one search's candidates are by the other searches', NaN where that cannot be told."""
-    others = [(other.images, other.labels) for other in found if other is not one]
     if not can_tell(one.reading, one.images):
-        others = []
+        return one.confidence
+    others = [(other.images, other.labels) for other in found if other is not one]
     return confidence(agreement(one.images, one.labels, others)).float()
 
 
