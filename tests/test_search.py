@@ -135,6 +135,8 @@ def test_a_value_outside_its_range_is_left_to_the_sampler() -> None:
         ({"workers": 0}, SHORT, "workers must be at least 1, not 0"),
         ({}, PUBLISHED, "The space exhume is for the method exhume"),
         ({"space": "published"}, SHORT, "The space published is for the method reference"),
+        ({}, replace(SHORT, restarts=2), "A trial is judged by one search, so restarts must be 1"),
+        ({}, replace(SHORT, restarts=None), "A trial is judged by one search, so restarts must be 1"),
         ({}, replace(SHORT, lr_images=0.1), "lr_images is searched in the space exhume, so it cannot be given"),
         ({}, replace(SHORT, objective="regression"), "for the task regression, not binary"),
     ],

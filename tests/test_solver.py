@@ -399,31 +399,40 @@ def test_a_divergence_between_two_looks_is_a_status_too() -> None:
     assert "left nothing" not in found.message  # the first one's last finite candidates are kept
 
 
-def test_a_search_that_diverges_leaves_the_other_ones_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=20)
-    both = reconstruct(victim, config)
-    half = len(both.images) // 2
-    starts = iter([0.0, 1.0])  # the first search's coordinates end at infinity
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_search_that_diverges_leaves_the_candidates_of_the_others(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
+    victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=20, restarts=3, images=26)
+    whole, row, started = reconstruct(victim, config), METHODS["exhume"], []
 
     def start(*given: Any) -> Search:
-        search = before.start(*given)
-        if not next(starts):
+        search = row.start(*given)
+        started.append(search)
+        if len(started) == lost + 1:
             with torch.no_grad():
                 search.optimisers[0].param_groups[0]["params"][0].fill_(torch.inf)
         return search
 
-    before = METHODS["exhume"]
-    monkeypatch.setitem(METHODS, "exhume", replace(before, start=start))
+    monkeypatch.setitem(METHODS, "exhume", replace(row, start=start))
     found = reconstruct(victim, config)
-    assert found.status == "done" and "1 of 2 searches diverged and left nothing" in found.message
-    torch.testing.assert_close(found.images, both.images[half:], rtol=0, atol=0)
-    assert found.confidence.isnan().all()  # nothing to agree with
-    assert found.history[0] != both.history[0]  # the second one's, from its own start
+    assert found.status == "done" and "1 of 3 searches diverged and left nothing" in found.message
+    parts = [(whole.images[rows], whole.labels[rows]) for rows in torch.arange(len(whole.images)).chunk(3)]
+    one, two = (part for which, part in enumerate(parts) if which != lost)
+    torch.testing.assert_close(found.images, torch.cat([one[0], two[0]]), rtol=0, atol=0)
+    assert (found.history == whole.history) == (lost > 0)  # that of the first search that is kept
+    sure = torch.cat([confidence(agreement(*one, [two])), confidence(agreement(*two, [one]))])
+    assert sure.isfinite().all()
+    torch.testing.assert_close(found.confidence, sure)
 
 
+def test_where_nothing_tells_how_sure_one_can_be_several_searches_are_kept_all_the_same() -> None:
+    found = reconstruct(checkpoint("binary", Network(kind="cnn", channels=(2,), widths=(4,))), SMALL["exhume"])
+    assert len(found.images) == 2 * 2 * 5 and found.confidence.isnan().all()
+
+
+@pytest.mark.parametrize("network", [Network(widths=(20,)), Network(kind="cnn", channels=(2,), widths=(4,))])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_images_rate_falls_to_a_fiftieth_and_the_papers_stays(method: str) -> None:
-    victim, config = checkpoint("multiclass"), resolve(replace(SMALL[method], steps=10), "multiclass")
+def test_the_images_rate_falls_to_a_fiftieth_and_the_papers_stays(method: str, network: Network) -> None:
+    victim, config = checkpoint("multiclass", network), resolve(replace(SMALL[method], steps=10), "multiclass")
     target = Target(network=victim.build(), centre=victim.centre, task="multiclass", outputs=3)
     search = METHODS[method].start(target, replace(config, dtype="float32"), torch.Generator().manual_seed(0))
     rates = []
