@@ -15,7 +15,6 @@ from exhume.reading import (
     is_stationary,
     roughness,
     spectrum_of,
-    squared_differences,
 )
 from exhume.stationarity import Dense
 
@@ -261,13 +260,3 @@ class Twice(nn.Sequential):
 )
 def test_anything_else_takes_the_general_path(network: nn.Module) -> None:
     assert as_dense(network) is None
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 1, 6), (2, 1, 3, 1)])
-def test_squared_differences_and_their_gradient(shape: tuple[int, int, int, int]) -> None:
-    pictures = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
-    across, down = pictures[..., 1:] - pictures[..., :-1], pictures[..., 1:, :] - pictures[..., :-1, :]
-    oracle = across.square().sum() + down.square().sum()
-    torch.testing.assert_close(squared_differences(pictures), oracle)
-    mine, its = (torch.autograd.grad(3 * value, pictures)[0] for value in (squared_differences(pictures), oracle))
-    torch.testing.assert_close(mine, its)

@@ -1,14 +1,11 @@
 """What the weights give away before any search: the data's subspace, how many images, which layers to trust."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from exhume.networks import Shape
 from exhume.stationarity import Dense
@@ -158,24 +155,4 @@ def roughness(basis: Float[Tensor, "d r"], shape: Shape) -> float:
 
 def squared_differences(pictures: Float[Tensor, "m c h w"]) -> Tensor:
     """Sum of the squared differences of horizontally and vertically neighbouring pixels."""
-    total: Tensor = _SquaredDifferences.apply(pictures)  # type: ignore[no-untyped-call]
-    return total
-
-
-class _SquaredDifferences(torch.autograd.Function):
-    """With its gradient written out: that of a slice is a whole picture of zeros to PyTorch, four of them here."""
-
-    @staticmethod
-    def forward(ctx: Any, pictures: Tensor) -> Tensor:
-        across, down = pictures.diff(dim=-1), pictures.diff(dim=-2)
-        ctx.save_for_backward(across, down)
-        return across.pow(2).sum() + down.pow(2).sum()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        across, down = ctx.saved_tensors
-        pull = functional.pad(across, (1, 0)) - functional.pad(across, (0, 1))
-        pull[..., 1:, :] += down
-        pull[..., :-1, :] -= down
-        return pull.mul_(2 * gradient)
+    return pictures.diff(dim=-1).pow(2).sum() + pictures.diff(dim=-2).pow(2).sum()

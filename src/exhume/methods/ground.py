@@ -7,11 +7,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from exhume.candidates import Reading
 from exhume.errors import InputError, check_seed
 from exhume.networks import Shape, Task
-from exhume.reading import squared_differences
 from exhume.stationarity import OBJECTIVES, Objective
 
 
@@ -65,7 +66,7 @@ class Reconstruction:
     sharpness: float | None = None
     """Sharpness of the smoothed derivative of ReLU (exhume: per rms of an image's pre-activations)."""
     smoothness: float | None = None
-    """Weight of the smoothness prior (exhume); None: chosen by how smooth the data's directions are."""
+    """Weight of the images' total variation (exhume); None: chosen by how smooth the data's directions are."""
     weighted: bool | None = None
     """Whether to weight the first layer's residual by the error that training leaves behind (exhume); None: yes."""
     dtype: str | None = None
@@ -182,9 +183,45 @@ def first_guess(shape: tuple[int, ...], scale: float, around: Tensor, generator:
 
 
 def implausible(images: Float[Tensor, "m c h w"], smoothness: float) -> Tensor:
-    """What speaks against un-centred images: squared distance of the pixels to [0, 1], roughness where asked for."""
+    """What speaks against un-centred images: squared distance of the pixels to [0, 1], variation where asked for."""
     outside = 1e-3 * (images - images.detach().clamp(0, 1)).pow(2).sum()
-    return outside + smoothness * squared_differences(images) if smoothness else outside
+    return outside + smoothness * total_variation(images) if smoothness else outside
+
+
+EDGE = 0.02
+"""Slope of an image, in its units a pixel, below which total variation is quadratic, so that it has a gradient."""
+
+
+def total_variation(images: Float[Tensor, "m c h w"]) -> Tensor:
+    """sum over pixels of the slope sqrt(across^2 + down^2 + EDGE^2) - EDGE, over all channels at once.
+
+    Photographs are flat with edges, which squared differences blur (Rudin, Osher, Fatemi 1992; of 500 photographs 157
+    instead of 101, see the log).
+    """
+    total: Tensor = _TotalVariation.apply(images)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _TotalVariation(torch.autograd.Function):
+    """With its gradient written out: that of a slice is a whole picture of zeros to PyTorch, four of them here."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        across = functional.pad(images.diff(dim=-1), (0, 1))
+        down = functional.pad(images.diff(dim=-2), (0, 0, 0, 1))
+        slope = (across.pow(2) + down.pow(2)).sum(1, keepdim=True).add_(EDGE**2).sqrt_()
+        ctx.save_for_backward(across.div_(slope), down.div_(slope))
+        return (slope - EDGE).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        across, down = ctx.saved_tensors
+        pull = -(across + down)
+        pull[..., 1:] += across[..., :-1]
+        pull[..., 1:, :] += down[..., :-1, :]
+        result: Tensor = gradient * pull
+        return result
 
 
 def spread(centre: Tensor) -> float:

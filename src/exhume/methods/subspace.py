@@ -50,6 +50,8 @@ HIDDEN = 20.0
 """Weight of the hidden layers' equations against the first layer's, times candidates over neurons. Chosen by experiment
 (see the log); presumably the first layer's errors are not independent from neuron to neuron, as its weighting takes
 them to be, and the more unknowns there are, the more of them are fitted."""
+SMOOTHNESS = 3e-6
+"""Weight of a photograph's total variation against one layer's residual. Chosen by experiment (see the log)."""
 REWEIGHTED = 25
 """Evaluations after which the weighting is taken anew from the candidates."""
 
@@ -176,6 +178,7 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
         and min(target.shape[1:]) >= 3
         and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
     )
+    trusted = len(dense.weights) if stationary else 1  # the residual counts each of them as 1
     weighted = config.weighted is not False
     noisy = noisy_layers(dense) if weighted and not stationary else []
     names = [name for name, parameter in target.network.named_parameters() if parameter.requires_grad]
@@ -192,7 +195,7 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
             left_out=left_out.item(),
             layers=names if stationary else names[:first] + hidden,
             weighted=weighted,
-            smoothness=config.smoothness if config.smoothness is not None else 1e-5 * smooth,
+            smoothness=config.smoothness if config.smoothness is not None else trusted * SMOOTHNESS * smooth,
         ),
     )
 
