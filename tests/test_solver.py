@@ -14,7 +14,7 @@ from exhume import Checkpoint, InputError, Network, Problem, Reconstruction, Sel
 from exhume.candidates import Candidates
 from exhume.confidence import agreement, confidence
 from exhume.matching import match
-from exhume.methods import METHODS, resolve
+from exhume.methods import METHODS, resolve, subspace
 from exhume.methods.ground import EDGE, Search, Target, balanced_labels, implausible, total_variation
 from exhume.methods.pixels import ReferenceSearch
 from exhume.methods.subspace import HIDDEN, SubspaceSearch
@@ -22,7 +22,7 @@ from exhume.networks import Task, build
 from exhume.reading import bulk_noise
 from exhume.scores import score
 from exhume.solver import take_step
-from exhume.stationarity import dense_terms
+from exhume.stationarity import dense_terms, left_behind
 from exhume.training import Training
 
 TASKS: tuple[Task, ...] = ("binary", "multiclass", "regression")
@@ -94,6 +94,30 @@ def test_hidden_layers_are_left_out_where_there_are_none_or_it_is_asked_for(
 ) -> None:
     search = subspace_search(checkpoint("multiclass", network), Reconstruction(images=10, weighted=weighted))
     assert [name for name in search.reading.layers if name.endswith("weight")] == ["layers.1.weight"]
+
+
+@pytest.mark.parametrize(("stationary", "error", "layers"), [(False, 0.26, 1), (True, 0.13, 3)])
+def test_how_far_a_network_is_trusted_and_how_smooth_its_photographs_are(
+    monkeypatch: pytest.MonkeyPatch, stationary: bool, error: float, layers: int
+) -> None:
+    """Once decay has made all layers, contributions err by half; the prior is as strong against each layer's term."""
+    g = torch.Generator().manual_seed(0)
+    coarse = torch.rand(60, 3, 4, 4, generator=g) - 0.5
+    photographs = functional.interpolate(coarse, size=(12, 12), mode="bicubic").flatten(1)
+    victim = checkpoint("binary", Network(widths=(200, 40)))
+    data = torch.randn(200, 60, generator=g) @ photographs
+    victim = replace(
+        victim,
+        centre=torch.full((3, 12, 12), 0.5),
+        weights={**victim.weights, "1.weight": data, "1.bias": data.sum(1)},
+    )
+    monkeypatch.setattr(subspace, "is_stationary", lambda *_: stationary)
+    search = subspace_search(victim, Reconstruction(images=60, dtype="float64", init_scale=1.0))
+    assert search.reading.smoothness == pytest.approx(layers * subspace.SMOOTHNESS)
+    search.objective()
+    term = dense_terms(search.dense, search.coordinates, search.multipliers.cotangents, search.sharpness)[0]
+    expected = left_behind(search.subspace.first, term.delta, term.inputs, error=error, floor=subspace.FLOOR)
+    torch.testing.assert_close(search.factor, expected.detach())
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 3, 4, 5), (1, 1, 1, 6), (2, 1, 3, 1)])

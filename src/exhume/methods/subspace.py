@@ -43,14 +43,15 @@ from exhume.stationarity import (
 )
 
 LEFT_BEHIND = 0.26
-"""Error of a candidate's own contribution to a neuron, of its root mean square (measured at the truth: see the log)."""
+"""Error of a candidate's own contribution to a neuron, of its root mean square (measured at the truth: see the log);
+half of it where weight decay has made all layers stationary."""
 FLOOR = 0.02
 """Error of the first layer that no candidate explains, of its root mean square."""
 HIDDEN = 20.0
 """Weight of the hidden layers' equations against the first layer's, times candidates over neurons. Chosen by experiment
 (see the log); presumably the first layer's errors are not independent from neuron to neuron, as its weighting takes
 them to be, and the more unknowns there are, the more of them are fitted."""
-SMOOTHNESS = 3e-6
+SMOOTHNESS = 2e-6
 """Weight of a photograph's total variation against one layer's residual. Chosen by experiment (see the log)."""
 REWEIGHTED = 25
 """Evaluations after which the weighting is taken anew from the candidates."""
@@ -105,7 +106,8 @@ class SubspaceSearch:
         if not (term.delta.isfinite().all() and term.inputs.isfinite().all()):
             return  # a divergence is seen in the residual
         first = self.subspace.first
-        factor = left_behind(first, term.delta, term.inputs, error=LEFT_BEHIND, floor=FLOOR)
+        error = LEFT_BEHIND / 2 if self.stationary else LEFT_BEHIND
+        factor = left_behind(first, term.delta, term.inputs, error=error, floor=FLOOR)
         self.hidden = HIDDEN * len(self.labels) / len(first) / (first @ factor).pow(2).sum()
         self.factor = factor.to(self.precision)
 
