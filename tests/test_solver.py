@@ -96,28 +96,59 @@ def test_hidden_layers_are_left_out_where_there_are_none_or_it_is_asked_for(
     assert [name for name in search.reading.layers if name.endswith("weight")] == ["layers.1.weight"]
 
 
+def smooth_victim(pixels: Tensor) -> Checkpoint:
+    """Three layers, biases everywhere, of which the first holds sums of the images [n, c, h, w]."""
+    g = torch.Generator().manual_seed(1)
+    victim = checkpoint("binary", Network(widths=(200, 40), bias="all"))
+    data = torch.randn(200, len(pixels), generator=g) @ pixels.flatten(1)
+    weights = {**victim.weights, "1.weight": data, "1.bias": data.sum(1)}
+    return replace(victim, centre=torch.full_like(pixels[0], 0.5), weights=weights)
+
+
+def photographs(count: int) -> Tensor:
+    coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0)) - 0.5
+    return functional.interpolate(coarse, size=(12, 12), mode="bicubic")
+
+
 @pytest.mark.parametrize(("stationary", "error", "layers"), [(False, 0.26, 1), (True, 0.13, 3)])
 def test_how_far_a_network_is_trusted_and_how_smooth_its_photographs_are(
     monkeypatch: pytest.MonkeyPatch, stationary: bool, error: float, layers: int
 ) -> None:
     """Once decay has made all layers, contributions err by half; the prior is as strong against each layer's term."""
-    g = torch.Generator().manual_seed(0)
-    coarse = torch.rand(60, 3, 4, 4, generator=g) - 0.5
-    photographs = functional.interpolate(coarse, size=(12, 12), mode="bicubic").flatten(1)
-    victim = checkpoint("binary", Network(widths=(200, 40)))
-    data = torch.randn(200, 60, generator=g) @ photographs
-    victim = replace(
-        victim,
-        centre=torch.full((3, 12, 12), 0.5),
-        weights={**victim.weights, "1.weight": data, "1.bias": data.sum(1)},
-    )
+    victim = smooth_victim(photographs(60))
     monkeypatch.setattr(subspace, "is_stationary", lambda *_: stationary)
     search = subspace_search(victim, Reconstruction(images=60, dtype="float64", init_scale=1.0))
     assert search.reading.smoothness == pytest.approx(layers * subspace.SMOOTHNESS)
+    with torch.no_grad():
+        search.multipliers.values.mul_(1e6)  # so that the floor is not all there is
     search.objective()
     term = dense_terms(search.dense, search.coordinates, search.multipliers.cotangents, search.sharpness)[0]
-    expected = left_behind(search.subspace.first, term.delta, term.inputs, error=error, floor=subspace.FLOOR)
-    torch.testing.assert_close(search.factor, expected.detach())
+    expected, other = (
+        left_behind(search.subspace.first, term.delta, term.inputs, error=of, floor=subspace.FLOOR).detach()
+        for of in (error, 0.39 - error)
+    )
+    assert (expected - other).norm() > 0.1 * expected.norm()
+    torch.testing.assert_close(search.factor, expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "asked", "weight"),
+    [
+        (photographs(60), None, 3 * subspace.SMOOTHNESS),
+        (photographs(60), 1e-4, 1e-4),
+        (photographs(60), 0.0, 0.0),
+        (torch.rand(60, 3, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.5, None, 0.0),
+        (photographs(40), None, 0.0),
+        (photographs(60).reshape(60, 3, 72, 2), None, 0.0),
+    ],
+    ids=["photographs", "asked for", "none asked for", "noise", "few directions", "no pictures"],
+)
+def test_only_photographs_are_smoothed_unless_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, images: Tensor, asked: float | None, weight: float
+) -> None:
+    monkeypatch.setattr(subspace, "is_stationary", lambda *_: True)
+    search = subspace_search(smooth_victim(images), Reconstruction(images=len(images), smoothness=asked))
+    assert search.reading.smoothness == pytest.approx(weight)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 4), (2, 3, 4, 5), (1, 1, 1, 6), (2, 1, 3, 1)])

@@ -66,7 +66,8 @@ class Reconstruction:
     sharpness: float | None = None
     """Sharpness of the smoothed derivative of ReLU (exhume: per rms of an image's pre-activations)."""
     smoothness: float | None = None
-    """Weight of the images' total variation (exhume); None: chosen by how smooth the data's directions are."""
+    """Weight of the images' total variation (exhume); None: by how smooth the data's directions are, and for each
+    stationary layer."""
     weighted: bool | None = None
     """Whether to weight the first layer's residual by the error that training leaves behind (exhume); None: yes."""
     dtype: str | None = None
@@ -195,8 +196,7 @@ EDGE = 0.02
 def total_variation(images: Float[Tensor, "m c h w"]) -> Tensor:
     """sum over pixels of the slope sqrt(across^2 + down^2 + EDGE^2) - EDGE, over all channels at once.
 
-    Photographs are flat with edges, which squared differences blur (Rudin, Osher, Fatemi 1992; of 500 photographs 157
-    instead of 101, see the log).
+    Photographs are flat with edges, which squared differences blur more (Rudin, Osher, Fatemi 1992; see the log).
     """
     total: Tensor = _TotalVariation.apply(images)  # type: ignore[no-untyped-call]
     return total
@@ -220,7 +220,7 @@ class _TotalVariation(torch.autograd.Function):
         pull = -(across + down)
         pull[..., 1:] += across[..., :-1]
         pull[..., 1:, :] += down[..., :-1, :]
-        result: Tensor = gradient * pull
+        result: Tensor = pull.mul_(gradient)
         return result
 
 

@@ -180,7 +180,7 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
         and min(target.shape[1:]) >= 3
         and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
     )
-    trusted = len(dense.weights) if stationary else 1  # the residual counts each of them as 1
+    trusted = len(dense.weights) if stationary else 1  # the residual is a sum over them
     weighted = config.weighted is not False
     noisy = noisy_layers(dense) if weighted and not stationary else []
     names = [name for name, parameter in target.network.named_parameters() if parameter.requires_grad]
