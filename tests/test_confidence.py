@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from exhume.confidence import agreement, confidence
+from exhume.candidates import Reading
+from exhume.confidence import agreement, can_tell, confidence
 
 
 def noise(count: int, seed: int) -> torch.Tensor:
@@ -43,3 +44,22 @@ def test_what_is_not_finite_agrees_with_nothing() -> None:
 def test_confidence_rises_with_agreement_from_never_to_certain() -> None:
     values = confidence(torch.tensor([-1.0, 0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0]))
     assert (values.diff() >= 0).all() and values[0] < 0.2 and values[-1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("rank", "left_out", "shape", "told"),
+    [
+        (10, 0.05, (1, 5, 5), True),
+        (9, 0.0, (1, 5, 5), False),  # among few directions searches agree by chance
+        (100, 0.06, (1, 5, 5), False),  # the weights hide the rest
+        (0, None, (1, 5, 5), False),  # no subspace
+        (10, 0.0, (1, 1, 2), False),  # points
+    ],
+)
+def test_when_agreement_tells_anything(
+    rank: int, left_out: float | None, shape: tuple[int, int, int], told: bool
+) -> None:
+    reading = Reading(
+        images=10, images_from="weights", rank=rank, left_out=left_out, layers=[], weighted=True, smoothness=0.0
+    )
+    assert can_tell(reading, torch.rand(4, *shape)) == told
