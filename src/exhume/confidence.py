@@ -15,9 +15,9 @@ benchmark, from which least comes out; for b3 to b5 it is too modest."""
 
 SHOWN = 0.05
 """Strongest direction that the first layer hides, of the strongest of all, up to which the calibration holds. Beyond,
-the weights determine no more than a projection of the images (measured: at most 0.005 where many came out, 0.003 and
-0.017 where four and two of 500 did and no candidate was sure, 0.36 where searches agreed on wrong ones, nearly 1
-without training)."""
+the weights determine no more than a projection of the images (measured: at most 0.005 where many came out, 0.017 where
+two of 500 did and no candidate was sure, 0.36 where searches agreed on wrong ones, nearly 1 without training). It does
+not tell b8 (0.003), where few came out and the two to seven candidates that were sure were wrong."""
 
 FEW = 10
 """Directions below which the calibration does not hold: among so few, searches agree by chance (of 400 candidates

@@ -150,9 +150,5 @@ def roughness(basis: Float[Tensor, "d r"], shape: Shape) -> float:
     """Squared differences of neighbouring pixels over squared pixels, over the data's directions (noise: 4)."""
     count = shape[0] * shape[1] * shape[2]
     pictures = basis[:count].T.reshape(-1, *shape)
-    return (squared_differences(pictures) / pictures.pow(2).sum().clamp_min(1e-30)).item()
-
-
-def squared_differences(pictures: Float[Tensor, "m c h w"]) -> Tensor:
-    """Sum of the squared differences of horizontally and vertically neighbouring pixels."""
-    return pictures.diff(dim=-1).pow(2).sum() + pictures.diff(dim=-2).pow(2).sum()
+    differences = pictures.diff(dim=-1).pow(2).sum() + pictures.diff(dim=-2).pow(2).sum()
+    return (differences / pictures.pow(2).sum().clamp_min(1e-30)).item()
