@@ -45,7 +45,7 @@ class Shape:
 
 SHAPES = {
     "b2": Shape((1, 28, 28), 1, 100, "binary"),
-    "b7": Shape((3, 32, 32), 10, 500, "multiclass", smoothness=2e-6),
+    "b7": Shape((3, 32, 32), 10, 500, "multiclass", smoothness=4e-6),
 }
 
 

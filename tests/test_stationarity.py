@@ -22,6 +22,7 @@ from exhume.stationarity import (
     SLOPES,
     Cotangents,
     Sharpness,
+    Weighting,
     absolute_residual,
     change_by_sum,
     dense_terms,
@@ -206,23 +207,38 @@ def test_the_residuals_are_what_they_say() -> None:
     sums = [torch.tensor([[3.0, 1.0]]), torch.tensor([1.0])]
     assert absolute_residual(parameters, sums) == 9 + 1
     torch.testing.assert_close(relative_residual(parameters, sums), torch.tensor(9 / 25 + 1 / 4))
-    weighted = relative_residual(parameters, sums, [torch.diag(torch.tensor([1.0, 0.5])), None])
-    torch.testing.assert_close(weighted, torch.tensor(2.25 / 13 + 1 / 4))
+    weighting = Weighting(
+        columns=torch.diag(torch.tensor([1.0, 0.5])),
+        rows=torch.tensor([[0.5]]),
+        of_all=torch.tensor(13.0),
+        of_columns=torch.tensor(1.0),
+    )
+    weighted = relative_residual(parameters, sums, [weighting, None])
+    torch.testing.assert_close(weighted, torch.tensor(0.75 * 2.25 / 13 + 1 / 4))
     nothing = [parameters[0], torch.zeros(1)]  # a bias that is 0 is still to be explained, by nothing
     torch.testing.assert_close(relative_residual(nothing, sums), torch.tensor(9 / 25 + 1 / (1e-3 * 25 / 2)))
 
 
+@pytest.mark.parametrize("common", [0.0, 0.5])
 @pytest.mark.parametrize("seed", range(5))
-def test_what_training_leaves_behind_is_weighed_by_its_covariance(seed: int) -> None:
-    """F F^T is the inverse of the covariance that the docstring names."""
+def test_what_training_leaves_behind_is_weighed_by_its_covariances(seed: int, common: float) -> None:
+    """An error counts by the inverses of the two covariances that the docstring names."""
     g = torch.Generator().manual_seed(seed)
-    first, deltas, inputs = (torch.randn(size, generator=g, dtype=torch.float64) for size in ((9, 4), (6, 9), (6, 4)))
-    factor = left_behind(first, deltas, inputs, error=0.3, floor=0.1)
-    covariance = 0.1**2 * first.square().mean() * torch.eye(4, dtype=torch.float64)
+    sizes = ((9, 4), (6, 9), (6, 4), (9, 4))
+    first, deltas, inputs, error = (torch.randn(size, generator=g, dtype=torch.float64) for size in sizes)
+    weighting = left_behind(first, deltas, inputs, error=0.3, floor=0.1, common=common, precision=torch.float64)
+    columns = 0.1**2 * first.square().mean() * torch.eye(4, dtype=torch.float64)
     for delta, x in zip(deltas, inputs, strict=True):
-        covariance += 0.3**2 * delta.square().mean() * torch.outer(x, x)
-    identity = factor @ factor.T @ covariance
-    torch.testing.assert_close(identity, torch.eye(4, dtype=torch.float64), rtol=1e-8, atol=1e-8)
+        columns += 0.3**2 * delta.square().mean() * torch.outer(x, x)
+    of_first = first @ columns.inverse() @ first.T
+    rows = torch.eye(9, dtype=torch.float64) + common**2 / 4 * of_first
+
+    def weighed(e: Tensor) -> Tensor:
+        return (rows.inverse() @ e @ columns.inverse() @ e.T).trace()
+
+    torch.testing.assert_close(weighting.of(error), weighed(error), rtol=1e-8, atol=0)
+    torch.testing.assert_close(weighting.of_all, weighed(first), rtol=1e-8, atol=0)
+    torch.testing.assert_close(weighting.of_columns, of_first.trace(), rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("bias", ["first", "all"])

@@ -288,27 +288,42 @@ def absolute_residual(parameters: Sequence[Tensor], gradients: Sequence[Tensor])
     return torch.stack([(p - g).pow(2).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()
 
 
-def relative_residual(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], weights: Sequence[Tensor | None] | None = None
-) -> Tensor:
-    """sum over parameters of norm((theta_p - G_p) F_p)^2 / norm(theta_p F_p)^2: every parameter counts alike.
+@dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """How a layer's error E = W - G counts, generalised least squares on both sides: norm(E F)^2 - norm(H E F)^2.
 
-    weights: F, [columns, columns], for each parameter (generalised least squares), multiplied in F's precision; None:
-        the identity.
+    columns: F, [in, in]; rows: H, [directions, out], what of the directions of the neurons is not to count; both are
+    multiplied in their own precision; of_all: what W alone would give, and what without H.
     """
-    factors = weights or [None] * len(parameters)
+
+    columns: Tensor
+    rows: Tensor
+    of_all: Tensor
+    of_columns: Tensor
+
+    def of(self, error: Tensor) -> Tensor:
+        weighed = product(error, self.columns)
+        return weighed.pow(2).sum() - product(weighed.T, self.rows.T).pow(2).sum()
+
+
+def relative_residual(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], weights: Sequence[Weighting | None] | None = None
+) -> Tensor:
+    """sum over parameters of norm(theta_p - G_p)^2 / norm(theta_p)^2, so that every parameter counts alike.
+
+    weights: for each parameter, how its error counts instead; None: as it is.
+    """
     norms = torch.stack([p.pow(2).sum() for p in parameters])
     # a bias that is all but 0 must not outweigh the layers
     least = 1e-3 * norms.mean()
-    of_each = zip(parameters, gradients, factors, norms, strict=True)
-    return torch.stack([_relative_error(p, g, f, norm, least) for p, g, f, norm in of_each]).sum()
+    of_each = zip(parameters, gradients, weights or [None] * len(parameters), norms, strict=True)
+    return torch.stack([_relative_error(p - g, w, norm, least) for p, g, w, norm in of_each]).sum()
 
 
-def _relative_error(parameter: Tensor, gradient: Tensor, factor: Tensor | None, norm: Tensor, least: Tensor) -> Tensor:
-    if factor is None:
-        return (parameter - gradient).pow(2).sum() / norm.clamp_min(least)
-    weighed = product(parameter, factor).pow(2).sum() / (norm / least).clamp_max(1)
-    return product(parameter - gradient, factor).pow(2).sum() / weighed
+def _relative_error(error: Tensor, weighting: Weighting | None, norm: Tensor, least: Tensor) -> Tensor:
+    if weighting is None:
+        return error.pow(2).sum() / norm.clamp_min(least)
+    return weighting.of(error) / weighting.of_all * (norm / least).clamp_max(1)
 
 
 def change_by_sum(weight: Float[Tensor, "out in"], bias: Tensor | None, term: Term) -> Tensor:
@@ -329,17 +344,38 @@ def left_behind(
     *,
     error: float,
     floor: float,
-) -> Float[Tensor, "r r"]:
-    """F for the first layer's residual, where the condition holds only nearly: generalised least squares.
+    common: float,
+    precision: torch.dtype,
+) -> Weighting:
+    """How the first layer's error counts, where the condition holds only nearly: generalised least squares.
 
     Training leaves multipliers of the past and gates that have closed since in the weights, so that the true delta_ij
     is ours give or take s_i = error * rms_j(delta_ij). A row of the residual then has the covariance
 
         C = sum_i s_i^2 x_i x_i^T + (floor * rms(W))^2 = (F F^T)^-1.
+
+    Not all of it differs from neuron to neuron: in each direction of the neurons, of what the layer B = W F has there
+    the share `common` is wrong besides, in all columns alike. A column has the covariance
+
+        1 + common^2 B B^T / r = (1 - H^T H)^-1.
+
+    Args:
+        precision: what the weighting is multiplied in.
     """
     spread = error**2 * deltas.pow(2).mean(1)
     covariance = ((inputs.T * spread) @ inputs).double()
     covariance.diagonal().add_(floor**2 * first.pow(2).mean())
     values, vectors = torch.linalg.eigh(covariance)
-    factor: Tensor = (vectors * values.clamp_min(1e-12 * values[-1]).rsqrt()).to(first.dtype)
-    return factor
+    columns = vectors * values.clamp_min(1e-12 * values[-1]).rsqrt()
+    weighed = first.double() @ columns
+    energy, directions = torch.linalg.eigh(weighed.T @ weighed)
+    # H^T H, with B = U S V^T, is U (1 - 1 / (1 + q S^2)) U^T, and U^T = S^-1 V^T B^T
+    energy = energy.clamp_min(0)
+    q = common**2 / len(energy)
+    rows = (q / (1 + q * energy)).sqrt()[:, None] * (weighed @ directions).T
+    return Weighting(
+        columns=columns.to(precision),
+        rows=rows.to(precision),
+        of_all=(energy / (1 + q * energy)).sum().to(first.dtype),
+        of_columns=energy.sum().to(first.dtype),
+    )

@@ -66,7 +66,7 @@ class Reconstruction:
     sharpness: float | None = None
     """Sharpness of the smoothed derivative of ReLU (exhume: per rms of an image's pre-activations)."""
     smoothness: float | None = None
-    """Weight of the images' total variation (exhume); None: 2e-6 where the data's directions are smooth as those of
+    """Weight of the images' total variation (exhume); None: 4e-6 where the data's directions are smooth as those of
     photographs are, for each layer if all are stationary; else 0."""
     weighted: bool | None = None
     """Whether to weight the first layer's residual by the error that training leaves behind (exhume); None: yes."""
@@ -185,7 +185,7 @@ def first_guess(shape: tuple[int, ...], scale: float, around: Tensor, generator:
 
 def implausible(images: Float[Tensor, "m c h w"], smoothness: float) -> Tensor:
     """What speaks against un-centred images: squared distance of the pixels to [0, 1], variation where asked for."""
-    outside = 1e-3 * (images - images.detach().clamp(0, 1)).pow(2).sum()
+    outside = 3e-3 * (images - images.detach().clamp(0, 1)).pow(2).sum()
     return outside + smoothness * total_variation(images) if smoothness else outside
 
 

@@ -33,6 +33,7 @@ from exhume.reading import (
 from exhume.stationarity import (
     Dense,
     Term,
+    Weighting,
     change_by_sum,
     dense_terms,
     left_behind,
@@ -47,11 +48,13 @@ LEFT_BEHIND = 0.26
 half of it where weight decay has made all layers stationary."""
 FLOOR = 0.02
 """Error of the first layer that no candidate explains, of its root mean square."""
+COMMON = 0.1
+"""Error of what the first layer has in a direction of its neurons, of its size, at the end of the search. Its square
+grows from 0 in a line: these directions lead a search from its random start. Chosen by experiment (see the log)."""
 HIDDEN = 20.0
-"""Weight of the hidden layers' equations against the first layer's, times candidates over neurons. Chosen by experiment
-(see the log); presumably the first layer's errors are not independent from neuron to neuron, as its weighting takes
-them to be, and the more unknowns there are, the more of them are fitted."""
-SMOOTHNESS = 2e-6
+"""Weight of the hidden layers' equations against the first layer's without its common errors, times candidates over
+neurons. Chosen by experiment (see the log), before common errors were thought of."""
+SMOOTHNESS = 4e-6
 """Weight of a photograph's total variation against one layer's residual. Chosen by experiment (see the log)."""
 REWEIGHTED = 25
 """Evaluations after which the weighting is taken anew from the candidates."""
@@ -70,9 +73,10 @@ class SubspaceSearch:
         self.dense = Dense([self.subspace.first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
         self.precision = fast_products(self.subspace.first)
         self.products = self.dense.multiplied_in(self.precision)
-        self.factor: Tensor | None = None
+        assert config.steps is not None
+        self.steps, self.evaluations = config.steps, 0
+        self.weighting: Weighting | None = None
         self.hidden: Tensor | float = 0.0
-        self.evaluations = 0
         self.labels = balanced_labels(target, config, self.reading.images, len(self.subspace.first))
         pixels = self.subspace.basis[: self.offset.numel()]
         around = (target.centre - self.offset).flatten() @ pixels
@@ -91,7 +95,7 @@ class SubspaceSearch:
         self.evaluations += 1
         gradients = summed(self.products, terms if self.stationary else terms[:1])
         parameters = self.dense.parameters[: len(gradients)]
-        weights = [self.factor, *[None] * (len(gradients) - 1)]
+        weights = [self.weighting, *[None] * (len(gradients) - 1)]
         residual = relative_residual(parameters, gradients, weights)
         for layer, row in enumerate(self.noisy, start=1):
             change = change_by_sum(self.products.weights[layer], self.products.biases[layer], terms[layer])
@@ -105,11 +109,16 @@ class SubspaceSearch:
         """Takes the weighting of the first layer, and that of the hidden ones against it, from the candidates."""
         if not (term.delta.isfinite().all() and term.inputs.isfinite().all()):
             return  # a divergence is seen in the residual
-        first = self.subspace.first
-        error = LEFT_BEHIND / 2 if self.stationary else LEFT_BEHIND
-        factor = left_behind(first, term.delta, term.inputs, error=error, floor=FLOOR)
-        self.hidden = HIDDEN * len(self.labels) / len(first) / (first @ factor).pow(2).sum()
-        self.factor = factor.to(self.precision)
+        self.weighting = left_behind(
+            self.subspace.first,
+            term.delta,
+            term.inputs,
+            error=LEFT_BEHIND / 2 if self.stationary else LEFT_BEHIND,
+            floor=FLOOR,
+            common=COMMON * min(self.evaluations / self.steps, 1) ** 0.5,
+            precision=self.precision,
+        )
+        self.hidden = HIDDEN * len(self.labels) / len(term.delta.T) / self.weighting.of_columns
 
     def _images(self, precision: torch.dtype) -> tuple[Tensor, Tensor]:
         """Un-centred images and their bias coordinate, which a true training image has at 1."""
