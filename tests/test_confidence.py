@@ -30,7 +30,7 @@ def test_several_searches_are_averaged_and_none_tells_nothing() -> None:
     both = agreement(mine, LABELS, one + two)
     torch.testing.assert_close(both, (agreement(mine, LABELS, one) + agreement(mine, LABELS, two)) / 2)
     assert agreement(mine, LABELS, []).isnan().all()
-    assert confidence(agreement(mine, LABELS, [])).isnan().all()
+    assert confidence(agreement(mine, LABELS, []), torch.ones(4)).isnan().all()
 
 
 def test_what_is_not_finite_agrees_with_nothing() -> None:
@@ -42,8 +42,23 @@ def test_what_is_not_finite_agrees_with_nothing() -> None:
 
 
 def test_confidence_rises_with_agreement_from_never_to_certain() -> None:
-    values = confidence(torch.tensor([-1.0, 0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0]))
+    values = confidence(torch.tensor([-1.0, 0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0]), torch.ones(8))
     assert (values.diff() >= 0).all() and values[0] < 0.2 and values[-1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("explained", "told"),
+    [
+        ([0.2, 0.1, 0.04, 0.1, 0.02], [1, 1, 1, 1, 0]),  # of the median, a fifth is not enough
+        ([0.2, 0.1, 0.0, -0.1, 0.2], [1, 1, 0, 0, 1]),
+        ([-0.2, -0.1, 0.0, -0.1, 0.01], [0, 0, 0, 0, 1]),
+    ],
+)
+def test_what_explains_next_to_nothing_is_not_told_by_the_weights(explained: list[float], told: list[int]) -> None:
+    """However well searches agree on it: they do on what no weight speaks against."""
+    sure = confidence(torch.ones(5), torch.tensor(explained))
+    torch.testing.assert_close(sure, torch.tensor(told, dtype=torch.float32), atol=1e-6, rtol=0)
+    assert confidence(torch.full((5,), torch.nan), torch.tensor(explained)).isnan().all()
 
 
 @pytest.mark.parametrize(

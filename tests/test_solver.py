@@ -461,8 +461,10 @@ def test_a_single_search_is_sure_of_nothing_and_is_the_first_of_several() -> Non
     torch.testing.assert_close(two.images[:count], one.images, rtol=0, atol=0)
     assert not torch.equal(two.images[count:], one.images)  # from another start
     # agreement looks both ways: the confidence of one search's candidates is by the other's
-    halves = [(two.images[half], two.labels[half]) for half in (slice(count), slice(count, None))]
-    sure = torch.cat([confidence(agreement(*halves[0], [halves[1]])), confidence(agreement(*halves[1], [halves[0]]))])
+    parts = (slice(count), slice(count, None))
+    halves = [(two.images[part], two.labels[part]) for part in parts]
+    agreed = [agreement(*halves[0], [halves[1]]), agreement(*halves[1], [halves[0]])]
+    sure = torch.cat([confidence(one, two.explained[part]) for one, part in zip(agreed, parts, strict=True)])
     torch.testing.assert_close(two.confidence, sure)
 
 
@@ -488,11 +490,17 @@ def test_a_search_that_diverges_leaves_the_candidates_of_the_others(monkeypatch:
     monkeypatch.setitem(METHODS, "exhume", replace(row, start=start))
     found = reconstruct(victim, config)
     assert found.status == "done" and "1 of 3 searches diverged and left nothing" in found.message
-    parts = [(whole.images[rows], whole.labels[rows]) for rows in torch.arange(len(whole.images)).chunk(3)]
-    one, two = (part for which, part in enumerate(parts) if which != lost)
+    parts = torch.arange(len(whole.images)).chunk(3)
+    first, second = (rows for which, rows in enumerate(parts) if which != lost)
+    one, two = ((whole.images[rows], whole.labels[rows]) for rows in (first, second))
     torch.testing.assert_close(found.images, torch.cat([one[0], two[0]]), rtol=0, atol=0)
     assert (found.history == whole.history) == (lost > 0)  # that of the first search that is kept
-    sure = torch.cat([confidence(agreement(*one, [two])), confidence(agreement(*two, [one]))])
+    sure = torch.cat(
+        [
+            confidence(agreement(*one, [two]), whole.explained[first]),
+            confidence(agreement(*two, [one]), whole.explained[second]),
+        ]
+    )
     assert sure.isfinite().all()
     torch.testing.assert_close(found.confidence, sure)
 

@@ -92,7 +92,7 @@ def _confidence(one: Candidates, found: Sequence[Candidates]) -> Float[Tensor, "
     if not can_tell(one.reading, one.images):
         return one.confidence
     others = [(other.images, other.labels) for other in found if other is not one]
-    return confidence(agreement(one.images, one.labels, others)).float()
+    return confidence(agreement(one.images, one.labels, others), one.explained).float()
 
 
 def _rounding(target: Checkpoint | nn.Module) -> str:
