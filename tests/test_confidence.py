@@ -1,5 +1,7 @@
 """Agreement of independent searches, and what it is worth."""
 
+import math
+
 import pytest
 import torch
 
@@ -52,6 +54,7 @@ def test_confidence_rises_with_agreement_from_never_to_certain() -> None:
         ([0.2, 0.1, 0.04, 0.1, 0.02], [1, 1, 1, 1, 0]),  # of the median, a fifth is not enough
         ([0.2, 0.1, 0.0, -0.1, 0.2], [1, 1, 0, 0, 1]),
         ([-0.2, -0.1, 0.0, -0.1, 0.01], [0, 0, 0, 0, 1]),
+        ([0.1, 0.1, 0.1, math.nan, 0.01], [1, 1, 1, 0, 0]),
     ],
 )
 def test_what_explains_next_to_nothing_is_not_told_by_the_weights(explained: list[float], told: list[int]) -> None:

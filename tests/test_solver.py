@@ -89,6 +89,31 @@ def test_hidden_layers_count_above_the_noise_of_their_initialisation(
     assert [name for name in search.reading.layers if name.endswith("weight")] == names
 
 
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.25, 0.5), (1.0, 1.0)])
+def test_errors_come_to_be_common_to_neurons_in_the_course_of_a_search(
+    monkeypatch: pytest.MonkeyPatch, progress: float, share: float
+) -> None:
+    """Their square grows in a line."""
+    monkeypatch.setattr(subspace, "COMMON", 10.0)
+    victim = checkpoint("multiclass", Network(widths=(80, 60)))
+    search = subspace_search(victim, Reconstruction(images=10, steps=200, dtype="float64", init_scale=10.0))
+    search.evaluations = round(progress * 200)
+    search.objective()
+    term = dense_terms(search.dense, search.coordinates, search.multipliers.cotangents, search.sharpness)[0]
+    expected = left_behind(
+        search.subspace.first,
+        term.delta.detach(),
+        term.inputs.detach(),
+        error=subspace.LEFT_BEHIND,
+        floor=subspace.FLOOR,
+        common=10.0 * share,
+        precision=torch.float64,
+    )
+    assert search.weighting is not None and (len(expected.discounted) > 0) == (share > 0)
+    torch.testing.assert_close(search.weighting.of_all, expected.of_all)
+    torch.testing.assert_close(*(w.discounted.T @ w.discounted for w in (search.weighting, expected)))
+
+
 @pytest.mark.parametrize(
     ("network", "weighted"), [(Network(widths=(20,)), None), (Network(widths=(40, 40), init_scale=None), False)]
 )
@@ -200,17 +225,18 @@ def test_smoothness_counts_in_every_search(network: Network) -> None:
 @pytest.mark.parametrize(
     ("dtype", "units", "products"),
     [
-        ("float32", True, torch.bfloat16),
-        ("float32", False, torch.float32),
-        ("float64", True, torch.float64),
-        ("float64", False, torch.float64),
+        ("float32", {"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16),
+        ("float32", {"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16),
+        ("float32", {"amx_bf16": False, "avx512_bf16": False}, torch.float32),
+        ("float32", {}, torch.float32),  # other processors
+        ("float64", {"amx_bf16": True, "avx512_bf16": True}, torch.float64),
     ],
 )
 def test_products_are_in_bfloat16_only_where_the_processor_has_units_for_it(
-    dtype: str, units: bool, products: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: str, units: dict[str, bool], products: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is found stays in the precision that was asked for, and alike."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": units})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
     search = subspace_search(checkpoint("multiclass"), Reconstruction(images=10, dtype=dtype))
     assert {weight.dtype for weight in search.products.weights} == {products}
     own = getattr(torch, dtype)
@@ -601,13 +627,14 @@ def test_a_bias_that_is_zero_does_not_outweigh_the_layers() -> None:
     assert found.history[0].residual < 100
 
 
-def test_weights_beyond_all_measure_are_a_status() -> None:
-    """Here the first contributions overflow already, so that no weighting can be taken from them."""
+@pytest.mark.parametrize("scales", [(1, 1e6, 1e38), (1e19, 1, 1), (1, 1e10, 1e15)])
+def test_weights_beyond_all_measure_are_a_status(scales: tuple[float, float, float]) -> None:
+    """The first contributions overflow, so that no weighting can be taken from them, or what is made of them does."""
     torch.manual_seed(0)
     layers = nn.Linear(36, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)
     with torch.no_grad():
-        layers[2].weight.mul_(1e6)
-        layers[4].weight.mul_(1e38)
+        for layer, scale in zip(layers[::2], scales, strict=True):
+            layer.weight.mul_(scale)
     centre = torch.full((1, 6, 6), 0.5)
     found = reconstruct(nn.Sequential(nn.Flatten(), *layers), SMALL["exhume"], task="multiclass", centre=centre)
     assert found.status == "diverged"

@@ -11,13 +11,13 @@ from exhume.metrics import measure_of, similarity
 
 CALIBRATION = (-9.6, 6.3)
 """Intercept and slope of the log-odds by -log10(1 - agreement): a logistic fit (-9.54, 6.35) to the candidates of
-network b2 of the benchmark, from which least comes out, that explain enough, rounded to the modest side. For b3, b5 and
-b7 it is too modest."""
+network b2 of the benchmark, from which least comes out, that explain enough, rounded to the modest side."""
 
 ENOUGH = 0.3
 """Share of the weights that a candidate must explain, of the median of its search's, to be told by them at all. What
 explains next to nothing is what the priors alone say, a flat picture, and searches agree on that (of b8 9 of 13 sure
-candidates); what explains less than nothing has its output on the wrong side, which the condition rules out."""
+candidates were such). What explains less than nothing has its output on the wrong side: of b8-decay 6 of 82 sure ones,
+all wrong. Under squared error an image whose output overshoots its target is one of these, and is called unsure."""
 
 SHOWN = 0.05
 """Strongest direction that the first layer hides, of the strongest of all, up to which the calibration holds. Beyond,
@@ -63,7 +63,7 @@ def confidence(agreed: Float[Tensor, " m"], explained: Float[Tensor, " m"]) -> F
     """
     intercept, slope = CALIBRATION
     chance = torch.sigmoid(intercept - slope * (1 - agreed).clamp(1e-6, 1).log10())
-    enough = (explained > 0) & (explained >= ENOUGH * explained.median())
+    enough = (explained > 0) & (explained >= ENOUGH * explained.nanmedian())
     return chance.masked_fill(~enough & ~agreed.isnan(), 0.0)
 
 

@@ -292,18 +292,19 @@ def absolute_residual(parameters: Sequence[Tensor], gradients: Sequence[Tensor])
 class Weighting:
     """How a layer's error E = W - G counts, generalised least squares on both sides: norm(E F)^2 - norm(H E F)^2.
 
-    columns: F, [in, in]; rows: H, [directions, out], what of the directions of the neurons is not to count; both are
-    multiplied in their own precision; of_all: what W alone would give, and what without H.
+    columns: F, [in, in], multiplied in its own precision; discounted: H, [directions, out], in which directions of the
+    neurons errors are expected, and how much less they count; of_all: what W alone would give; of_columns: that
+    without H.
     """
 
     columns: Tensor
-    rows: Tensor
+    discounted: Tensor
     of_all: Tensor
     of_columns: Tensor
 
     def of(self, error: Tensor) -> Tensor:
         weighed = product(error, self.columns)
-        return weighed.pow(2).sum() - product(weighed.T, self.rows.T).pow(2).sum()
+        return weighed.pow(2).sum() - (self.discounted @ weighed).pow(2).sum()
 
 
 def relative_residual(
@@ -337,6 +338,10 @@ def change_by_sum(weight: Float[Tensor, "out in"], bias: Tensor | None, term: Te
     return (deltas * inputs).sum() - 2 * along
 
 
+LEAST = 0.05
+"""Variance of a direction of the neurons, against the white noise's, below which K is taken to have nothing there."""
+
+
 def left_behind(
     first: Float[Tensor, "width r"],
     deltas: Float[Tensor, "m width"],
@@ -350,32 +355,35 @@ def left_behind(
     """How the first layer's error counts, where the condition holds only nearly: generalised least squares.
 
     Training leaves multipliers of the past and gates that have closed since in the weights, so that the true delta_ij
-    is ours give or take s_i = error * rms_j(delta_ij). A row of the residual then has the covariance
+    is ours give or take s_i = error * rms_j(delta_ij). Were that independent, each row of E would have the covariance
 
-        C = sum_i s_i^2 x_i x_i^T + (floor * rms(W))^2 = (F F^T)^-1.
+        C = sum_i s_i^2 x_i x_i^T + (floor * rms(W))^2 = (F F^T)^-1,
 
-    Not all of it differs from neuron to neuron: in each direction of the neurons, of what the layer B = W F has there
-    the share `common` is wrong besides, in all columns alike. A column has the covariance
+    and E F that of white noise. But neurons err together, in the directions in which B = W F, [width, r], is strong:
+    each of the r columns of E F has the covariance
 
-        1 + common^2 B B^T / r = (1 - H^T H)^-1.
+        K = 1 + common^2 B B^T / r = (1 - H^T H)^-1,
+
+    an error of the share `common` of what a direction of the neurons has, over all columns.
 
     Args:
-        precision: what the weighting is multiplied in.
+        precision: what F is multiplied in. H is not rounded: 1 - H^T H is next to nothing where K is large.
     """
-    spread = error**2 * deltas.pow(2).mean(1)
-    covariance = ((inputs.T * spread) @ inputs).double()
-    covariance.diagonal().add_(floor**2 * first.pow(2).mean())
+    of = error**2 * deltas.double().pow(2).mean(1)
+    covariance = (inputs.double().T * of) @ inputs.double()
+    covariance.diagonal().add_(floor**2 * first.double().pow(2).mean())
     values, vectors = torch.linalg.eigh(covariance)
     columns = vectors * values.clamp_min(1e-12 * values[-1]).rsqrt()
     weighed = first.double() @ columns
     energy, directions = torch.linalg.eigh(weighed.T @ weighed)
-    # H^T H, with B = U S V^T, is U (1 - 1 / (1 + q S^2)) U^T, and U^T = S^-1 V^T B^T
-    energy = energy.clamp_min(0)
+    # with B = U S V^T, H^T H is U (1 - 1 / (1 + q S^2)) U^T, and U^T is S^-1 V^T B^T
     q = common**2 / len(energy)
-    rows = (q / (1 + q * energy)).sqrt()[:, None] * (weighed @ directions).T
+    energy = energy.clamp_min(0)
+    told = q * energy > LEAST
+    discounted = (q / (1 + q * energy[told])).sqrt()[:, None] * (weighed @ directions[:, told]).T
     return Weighting(
         columns=columns.to(precision),
-        rows=rows.to(precision),
-        of_all=(energy / (1 + q * energy)).sum().to(first.dtype),
+        discounted=discounted.to(first.dtype),
+        of_all=(energy / (1 + q * energy * told)).sum().to(first.dtype),
         of_columns=energy.sum().to(first.dtype),
     )

@@ -49,11 +49,11 @@ half of it where weight decay has made all layers stationary."""
 FLOOR = 0.02
 """Error of the first layer that no candidate explains, of its root mean square."""
 COMMON = 0.1
-"""Error of what the first layer has in a direction of its neurons, of its size, at the end of the search. Its square
-grows from 0 in a line: these directions lead a search from its random start. Chosen by experiment (see the log)."""
+"""Error that neurons have in common at the end of the search, of what a direction of the neurons has in the weighted
+layer. Its square grows from 0 in a line: these directions lead a search from its random start. Chosen by experiment."""
 HIDDEN = 20.0
-"""Weight of the hidden layers' equations against the first layer's without its common errors, times candidates over
-neurons. Chosen by experiment (see the log), before common errors were thought of."""
+"""Weight of the hidden layers' equations, times candidates over neurons, over what the weighted first layer has in all
+before common errors are taken off. Chosen by experiment (see the log), before these were thought of."""
 SMOOTHNESS = 4e-6
 """Weight of a photograph's total variation against one layer's residual. Chosen by experiment (see the log)."""
 REWEIGHTED = 25
@@ -64,7 +64,7 @@ class SubspaceSearch:
     """Coordinates [m, r] and multipliers, judged by the relative residual of the layers that can be trusted."""
 
     def __init__(self, target: Target, dense: Dense, config: Reconstruction, generator: torch.Generator) -> None:
-        assert config.init_scale is not None and config.sharpness is not None
+        assert config.init_scale is not None and config.sharpness is not None and config.steps is not None
         self.target, self.sharpness = target, scale_free(config.sharpness)
         self.offset = _subtracted(target)
         read = read_weights(target, dense, config)
@@ -73,7 +73,6 @@ class SubspaceSearch:
         self.dense = Dense([self.subspace.first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
         self.precision = fast_products(self.subspace.first)
         self.products = self.dense.multiplied_in(self.precision)
-        assert config.steps is not None
         self.steps, self.evaluations = config.steps, 0
         self.weighting: Weighting | None = None
         self.hidden: Tensor | float = 0.0
@@ -118,7 +117,7 @@ class SubspaceSearch:
             common=COMMON * min(self.evaluations / self.steps, 1) ** 0.5,
             precision=self.precision,
         )
-        self.hidden = HIDDEN * len(self.labels) / len(term.delta.T) / self.weighting.of_columns
+        self.hidden = HIDDEN * len(self.labels) / term.delta.shape[1] / self.weighting.of_columns
 
     def _images(self, precision: torch.dtype) -> tuple[Tensor, Tensor]:
         """Un-centred images and their bias coordinate, which a true training image has at 1."""
@@ -223,16 +222,17 @@ def noisy_layers(dense: Dense) -> list[NoisyLayer]:
 
 
 def fast_products(like: Tensor) -> torch.dtype:
-    """bfloat16 for float32 where the machine multiplies it many times faster: GPUs, and CPUs with matrix units (AMX).
+    """bfloat16 for float32 where the machine multiplies it many times faster: GPUs, and CPUs with units for it.
 
     The weighted condition holds to a quarter at best, its rounding is of a few thousandths.
     """
     if like.dtype != torch.float32:
         return like.dtype
+    units = torch.cpu.get_capabilities()
     fast = (
         torch.cuda.is_bf16_supported(including_emulation=False)
         if like.is_cuda
-        else torch.cpu.get_capabilities().get("amx_bf16", False)
+        else units.get("amx_bf16", False) or units.get("avx512_bf16", False)
     )
     return torch.bfloat16 if fast else torch.float32
 
