@@ -22,7 +22,7 @@ all wrong. Under squared error an image whose output overshoots its target is on
 SHOWN = 0.05
 """Strongest direction that the first layer hides, of the strongest of all, up to which the calibration holds. Beyond,
 the weights determine no more than a projection of the images (measured: at most 0.005 where many came out, 0.017 where
-two of 500 did and no candidate was sure, 0.36 where searches agreed on wrong ones, nearly 1 without training)."""
+two of 500 did, 0.36 where searches agreed on wrong ones, nearly 1 without training)."""
 
 FEW = 10
 """Directions below which the calibration does not hold: among so few, searches agree by chance (of 400 candidates
