@@ -476,7 +476,8 @@ def test_what_the_attacker_is_sure_of_is_true(digits: tuple[Problem, Candidates]
     assert right[~sure].float().mean() < right[sure].float().mean() - 0.1  # the control: confidence tells them apart
 
 
-def test_a_single_search_is_sure_of_nothing_and_is_the_first_of_several() -> None:
+def test_a_single_search_is_sure_of_nothing_and_is_the_first_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exhume.confidence.UNEXPLAINED", math.inf)  # 20 steps are few
     problem = load_problem("mnist-digits", Selection(per_class=3))
     victim = train(problem, Training(epochs=300), network=Network(widths=(200,))).checkpoint
     config = replace(SMALL["exhume"], steps=20)
@@ -494,6 +495,18 @@ def test_a_single_search_is_sure_of_nothing_and_is_the_first_of_several() -> Non
     torch.testing.assert_close(two.confidence, sure)
 
 
+@pytest.mark.parametrize(("activation", "steps"), [("relu", 3), ("tanh", 300)])
+def test_nothing_is_sure_where_the_calibration_does_not_hold(activation: str, steps: int) -> None:
+    """Of a search cut short, and of networks of another activation."""
+    problem = load_problem("mnist-digits", Selection(per_class=3))
+    network = Network(widths=(200,), activation=activation)
+    victim = train(problem, Training(epochs=300), network=network).checkpoint
+    found = reconstruct(victim, replace(SMALL["exhume"], steps=steps))
+    assert found.status == "done" and found.confidence.isnan().all()
+    if activation == "tanh":
+        assert found.history[-1].residual < 0.5  # it is not that which tells
+
+
 def test_a_divergence_between_two_looks_is_a_status_too() -> None:
     found = reconstruct(checkpoint("multiclass"), replace(SMALL["exhume"], lr_images=1e20, steps=3000))
     assert found.status == "diverged" and found.confidence.isnan().all()
@@ -502,6 +515,7 @@ def test_a_divergence_between_two_looks_is_a_status_too() -> None:
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_search_that_diverges_leaves_the_candidates_of_the_others(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
+    monkeypatch.setattr("exhume.confidence.UNEXPLAINED", math.inf)
     victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=20, restarts=3, images=26)
     whole, row, started = reconstruct(victim, config), METHODS["exhume"], []
 
