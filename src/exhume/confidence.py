@@ -31,7 +31,7 @@ within two directions 395 agreed, all of them wrong)."""
 
 UNEXPLAINED = 0.5
 """Relative residual above which what was found is not what the weights are made of: a search cut short, a centre that
-is not the network's (0.88, and 24 of 28 sure candidates wrong). It is at most 0.4 where the calibration was tried."""
+is not the network's (0.88, and 24 of 28 sure candidates wrong). It is at most 0.32 where the calibration was tried."""
 
 
 def can_tell(reading: Reading, images: Images, residual: float) -> bool:
