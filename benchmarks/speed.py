@@ -21,7 +21,7 @@ from exhume.descent import descend
 from exhume.losses import LOSSES
 from exhume.methods import METHODS, Reconstruction, resolve
 from exhume.methods.ground import Search, Target
-from exhume.methods.subspace import REWEIGHTED
+from exhume.methods.subspace import REWEIGHTED, SubspaceSearch
 from exhume.networks import Network, Task, build
 from exhume.solver import take_step
 
@@ -86,6 +86,8 @@ def search(method: str, shape: Shape, device: str) -> Search:
 def steps_of(method: str, shape: Shape, device: str) -> Callable[[int], None]:
     """Takes so many steps of a search that is under way."""
     under_way = search(method, shape, device)
+    if isinstance(under_way, SubspaceSearch):
+        under_way.evaluations = under_way.steps  # as at the end, where errors common to neurons are taken off in full
 
     def run(count: int) -> None:
         for _ in range(count):
