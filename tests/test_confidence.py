@@ -65,20 +65,27 @@ def test_what_explains_next_to_nothing_is_not_told_by_the_weights(explained: lis
 
 
 @pytest.mark.parametrize(
-    ("rank", "left_out", "shape", "residual", "told"),
+    ("rank", "left_out", "shape", "residual", "activation", "told"),
     [
-        (10, 0.05, (1, 5, 5), 0.5, True),
-        (10, 0.05, (1, 5, 5), 0.51, False),  # the weights are made of something else
-        (9, 0.0, (1, 5, 5), 0.0, False),  # among few directions searches agree by chance
-        (100, 0.06, (1, 5, 5), 0.0, False),  # the weights hide the rest
-        (0, None, (1, 5, 5), 0.0, False),  # no subspace
-        (10, 0.0, (1, 1, 2), 0.0, False),  # points
+        (10, 0.05, (1, 5, 5), 0.5, "relu", True),
+        (10, 0.05, (1, 5, 5), 0.51, "relu", False),  # the weights are made of something else
+        (9, 0.0, (1, 5, 5), 0.0, "relu", False),  # among few directions searches agree by chance
+        (100, 0.06, (1, 5, 5), 0.0, "relu", False),  # the weights hide the rest
+        (20, None, (1, 5, 5), 0.0, "relu", False),  # no subspace
+        (10, 0.0, (1, 1, 2), 0.0, "relu", False),  # points
+        (10, 0.0, (1, 5, 5), 0.0, "tanh", False),  # not calibrated
+        (10, 0.0, (1, 5, 5), 0.0, None, False),  # not dense
     ],
 )
-def test_when_agreement_tells_anything(
-    rank: int, left_out: float | None, shape: tuple[int, int, int], residual: float, told: bool
+def test_when_agreement_tells_anything(  # noqa: PLR0917
+    rank: int,
+    left_out: float | None,
+    shape: tuple[int, int, int],
+    residual: float,
+    activation: str | None,
+    told: bool,
 ) -> None:
     reading = Reading(
         images=10, images_from="weights", rank=rank, left_out=left_out, layers=[], weighted=True, smoothness=0.0
     )
-    assert can_tell(reading, torch.rand(4, *shape), residual) == told
+    assert can_tell(reading, torch.rand(4, *shape), residual, activation) == told

@@ -8,7 +8,8 @@ from torch import nn
 from exhume.checkpoint import Checkpoint
 from exhume.methods import METHODS, Reconstruction, resolve
 from exhume.methods.ground import Found, Target
-from exhume.stationarity import network_gradients, relative_residual, scale_free
+from exhume.residual import relative_residual
+from exhume.stationarity import network_gradients, scale_free
 
 SHARP = 1e6
 """Sharpness at which the smoothed gate is ReLU's own derivative in all but name."""

@@ -19,14 +19,8 @@ from exhume.methods.ground import (
     implausible,
     snapshot,
 )
-from exhume.stationarity import (
-    Sharpness,
-    absolute_residual,
-    fixed,
-    network_gradients,
-    relative_residual,
-    scale_free,
-)
+from exhume.residual import absolute_residual, relative_residual
+from exhume.stationarity import Sharpness, fixed, network_gradients, scale_free
 
 
 class PixelSearch:

@@ -30,18 +30,8 @@ from exhume.reading import (
     roughness,
     spectrum_of,
 )
-from exhume.stationarity import (
-    Dense,
-    Term,
-    Weighting,
-    change_by_sum,
-    dense_terms,
-    left_behind,
-    product,
-    relative_residual,
-    scale_free,
-    summed,
-)
+from exhume.residual import Weighting, change_by_sum, left_behind, relative_residual
+from exhume.stationarity import Dense, Term, dense_terms, product, scale_free, summed
 
 LEFT_BEHIND = 0.26
 """Error of a candidate's own contribution to a neuron, of its root mean square (measured at the truth: see the log);
