@@ -67,7 +67,8 @@ def main(
         device: auto, cpu or cuda.
         restarts: searches, whose candidates count together; 1 leaves the confidence unknown.
     """
-    columns = ("target", "seed", "NCC >= 0.9", "never seen", ">= 0.7", "never seen", "SSIM > 0.4", "never seen")
+    columns: tuple[str, ...] = ("target", "seed", "NCC >= 0.9", "never seen", ">= 0.7", "never seen")
+    columns += ("SSIM > 0.4", "never seen", "never seen if perfect")
     columns += ("sure", "of them right", "never seen", "images read", "train s", "reconstruct s")
     print("| " + " | ".join(columns) + " |")
     print("|---" * len(columns) + "|")
@@ -99,6 +100,7 @@ def row(name: str, target: Target, seed: int, device: str, restarts: int | None)
         scores.null["0.7"],
         scores.ssim.good,
         scores.ssim.null_good,
+        scores.ssim.null_perfect,
         int(sure.sum()) if told else "-",
         right if told else "-",
         null if told else "-",

@@ -2,10 +2,12 @@
 
     python benchmarks/zoo.py mnist-multiclass mnist-regression
     EXHUME_DATA=path/to/cifar python benchmarks/zoo.py cifar10-multiclass --size papers --device cuda
+    EXHUME_DATA=path/to/cifar python benchmarks/zoo.py cifar10-multiclass --again
 
 Trainings are kept under runs/zoo, go on where they were interrupted, and are made again only if their settings change.
 What is put into the zoo is in half precision, its candidates in bytes. It is scored beside a reconstruction from the
-weights as they were trained; where it scores worse, nothing is put there.
+weights as they were trained; where it scores worse, nothing is put there. With --again the networks of the zoo stay as
+they are, and only their candidates are made anew.
 """
 
 import shutil
@@ -64,13 +66,14 @@ SEEDS = (0, 1)
 """Of the two reconstructions."""
 
 
-def main(names: Positional[tuple[str, ...]], /, size: Size = "cpu", device: str = "auto") -> None:
+def main(names: Positional[tuple[str, ...]], /, size: Size = "cpu", device: str = "auto", again: bool = False) -> None:
     """Makes entries of the zoo.
 
     Args:
         names: rows of ROWS.
         size: cpu, or the papers' 1,000,000 epochs in float64.
         device: auto, cpu or cuda.
+        again: only reconstruct, from the networks that the zoo holds.
     """
     print("| entry | candidates from | NCC >= 0.9 [never seen] | SSIM > 0.4 [never seen] |")
     print("|---" * 4 + "|")
@@ -78,7 +81,24 @@ def main(names: Positional[tuple[str, ...]], /, size: Size = "cpu", device: str 
         if name not in ROWS or (size == "papers" and ROWS[name].papers is None):
             there = [row for row in ROWS if size == "cpu" or ROWS[row].papers]
             raise SystemExit(f"There is no row {name} of size {size}; there are {', '.join(there)}.")
-        make(name, ROWS[name], size, device)
+        if again:
+            remake(name, device)
+        else:
+            make(name, ROWS[name], size, device)
+
+
+def remake(name: str, device: str) -> None:
+    """Reconstructs twice from the network that the zoo holds, and puts the candidates there instead of the old ones."""
+    half = Path("runs/zoo/again") / name
+    shutil.rmtree(half, ignore_errors=True)
+    for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
+        folder.mkdir(parents=True)
+        for file in FILES["training"]:
+            if (Path("zoo") / name / file).exists():
+                shutil.copyfile(Path("zoo") / name / file, folder / file)
+        reconstruct_small(folder, seed, device)
+    report(name, half, half)
+    ship(half, Path("zoo") / name)
 
 
 def make(name: str, row: Row, size: Size, device: str) -> None:
@@ -89,17 +109,29 @@ def make(name: str, row: Row, size: Size, device: str) -> None:
     reconstruct_anew(whole, SEARCH, device)
     for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
         save_checkpoint(load_checkpoint(whole).half(), folder)
-        reconstruct_anew(folder, replace(SEARCH, seed=seed), device)
-        save_candidates(folder, *load_candidates(folder), small=True)
+        reconstruct_small(folder, seed, device)
     record = read_training(whole)
     write(half / "training.json", replace(record, message=f"{record.message} {told(size, record.training)}"))
-    full, first, both = (scored(whole, [whole]), scored(whole, [half]), scored(whole, [half, half / SECOND]))
+    full = scored(whole, [whole])
     print(line(name, f"{record.training.dtype} weights", full))
-    print(line(name, "float16 weights", first))
-    print(line(name, "float16 weights, two reconstructions", both), flush=True)
+    first = report(name, whole, half)
     if first.recovered["0.9"] < 0.9 * full.recovered["0.9"] - 3 or first.ssim.good < 0.9 * full.ssim.good - 3:
         raise SystemExit(f"{name}: half precision costs too much; it was not put into the zoo.")
     ship(half, Path("zoo") / name)
+
+
+def reconstruct_small(folder: Path, seed: int, device: str) -> None:
+    """Reconstructs from the folder's checkpoint, and keeps the candidates in bytes."""
+    reconstruct_anew(folder, replace(SEARCH, seed=seed), device)
+    save_candidates(folder, *load_candidates(folder), small=True)
+
+
+def report(name: str, run: Path, half: Path) -> Scores:
+    """Prints what came out of the rounded weights, by one reconstruction and by both; gives the first."""
+    first = scored(run, [half])
+    print(line(name, "float16 weights", first))
+    print(line(name, "float16 weights, two reconstructions", scored(run, [half, half / SECOND])), flush=True)
+    return first
 
 
 def train_row(folder: Path, row: Row, size: Size, device: str) -> None:

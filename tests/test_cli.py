@@ -362,7 +362,7 @@ def test_every_reconstruction_preset_is_complete(name: str) -> None:
         config = resolve(RECONSTRUCTIONS[name].reconstruction, task)
         own = {key for key, value in vars(config).items() if value is None}
         assert config.method in METHODS
-        assert own <= {"images", "per_class", "smoothness", "weighted"}  # read from the weights
+        assert own <= {"images", "per_class", "smoothness", "bilevel", "weighted"}  # read from the weights
     if name != "exhume":
         assert name.rpartition("-")[0] in TRAININGS  # what it was published for
 

@@ -86,6 +86,13 @@ def test_when_agreement_tells_anything(  # noqa: PLR0917
     told: bool,
 ) -> None:
     reading = Reading(
-        images=10, images_from="weights", rank=rank, left_out=left_out, layers=[], weighted=True, smoothness=0.0
+        images=10,
+        images_from="weights",
+        rank=rank,
+        left_out=left_out,
+        layers=[],
+        weighted=True,
+        smoothness=0.0,
+        bilevel=0.0,
     )
     assert can_tell(reading, torch.rand(4, *shape), residual, activation) == told

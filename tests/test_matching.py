@@ -31,7 +31,14 @@ def found(images: Tensor) -> Candidates:
         confidence=torch.full((m,), torch.nan),
         history=[],
         reading=Reading(
-            images=m, images_from="weights", rank=0, left_out=None, layers=[], weighted=False, smoothness=0.0
+            images=m,
+            images_from="weights",
+            rank=0,
+            left_out=None,
+            layers=[],
+            weighted=False,
+            smoothness=0.0,
+            bilevel=0.0,
         ),
         status="done",
         message="",
@@ -140,6 +147,8 @@ def test_the_true_images_are_all_recovered_and_no_others(digits: Digits, tmp_pat
     assert scores.p_value < 1e-20
     assert scores.ssim.good == 50
     assert scores.ssim.null_good > 25  # what the control is for: strangers pass the papers' threshold on digits
+    assert scores.null_perfect == scores.null
+    assert scores.ssim.null_perfect == scores.ssim.null_good
     assert scores.ssim.top10 == pytest.approx(1, abs=1e-4)
     assert [image.candidate for image in scores.per_image] == list(range(50))
     assert [image.label for image in scores.per_image] == labels.tolist()
@@ -189,6 +198,19 @@ def test_black_candidates_recover_nothing_although_ssim_calls_them_good(digits: 
         "0 of 50 training images came out (NCC >= 0.9, one-to-one); "
         "of 50 never-seen images 0 did: at this threshold no better than chance."
     )
+
+
+def test_the_control_of_a_perfect_reconstruction_is_of_the_images_alone(digits: Digits) -> None:
+    """Seven never-seen images are training images: no attacker could do without them in his control."""
+    images, labels, held_out = digits
+    mixed = torch.cat([images[:7], held_out[:43]])
+    scores = score(found(random_images(60, 1, 28, 28)), images, labels, mixed)
+    assert scores.null["0.7"] == 0
+    assert scores.null_perfect["0.95"] == 7
+    assert 7 <= scores.null_perfect["0.9"] <= 10
+    apart = score(found(images), images, labels, random_images(50, 1, 28, 28))
+    assert apart.null_perfect == {"0.7": 0, "0.8": 0, "0.9": 0, "0.95": 0}
+    assert apart.ssim.null_perfect == 0
 
 
 def test_a_black_training_image_never_counts() -> None:

@@ -130,6 +130,7 @@ def _candidates(found: Tensor) -> Candidates:
             layers=["1.weight"],
             weighted=True,
             smoothness=3e-5,
+            bilevel=0.0,
         ),
         status="done",
         message="All 1000 steps are over.",
@@ -253,9 +254,13 @@ def test_the_numbers_are_those_of_the_scores(made: Made) -> None:
     assert 0 < scores.recovered["0.9"] < 12
     assert sentence(scores).replace(">=", "≥") in page.text
     for threshold, count in scores.recovered.items():
-        assert f"≥ {threshold} {count} of 12 {scores.null[threshold]} of 12" in page.text
+        assert (
+            f"≥ {threshold} {count} of 12 {scores.null[threshold]} of 12 {scores.null_perfect[threshold]} of 12"
+            in page.text
+        )
     assert f"median {scores.median_ncc:.3f} {scores.null_median_ncc:.3f}" in page.text
-    assert f"SSIM > 0.4 {scores.ssim.good} of 12 {scores.ssim.null_good} of 12" in page.text
+    ssim = scores.ssim
+    assert f"SSIM > 0.4 {ssim.good} of 12 {ssim.null_good} of 12 {ssim.null_perfect} of 12" in page.text
     shown = [picture["alt"] for picture in page.pictures() if str(picture["alt"]).startswith("Its reconstruction")]
     best_first = [f"Its reconstruction, NCC {v:.3f}" for v in sorted((i.ncc for i in scores.per_image), reverse=True)]
     assert shown[:10] == best_first[:10], "the best pairs"

@@ -262,7 +262,9 @@ class Interrupt:
 @pytest.mark.parametrize("at", [0, 1, 3], ids=["first known point", "second", "a random one"])
 def test_an_interrupted_trial_does_not_count_and_is_tried_again(tmp_path: Path, at: int) -> None:
     config = Sweep(trials=5, sampler="random")
-    first = [{"lr_images": lr, "sharpness": 5.0, "smoothness": None, "images": 50} for lr in (0.01, 0.02)]
+    first = [
+        {"lr_images": lr, "sharpness": 5.0, "smoothness": None, "bilevel": None, "images": 50} for lr in (0.01, 0.02)
+    ]
     journal = tmp_path / "journal"
     heard: list[int] = []
     with pytest.raises(KeyboardInterrupt):

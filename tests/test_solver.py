@@ -32,10 +32,11 @@ SMALL = {"exhume": Reconstruction(steps=60, per_class=5), "reference": Reconstru
     method="reference", steps=60, per_class=5, lr_images=0.05, lr_multipliers=1e-2, sharpness=20.0)}  # fmt: skip
 
 
-def checkpoint(task: Task, network: Network | None = None, seed: int = 0) -> Checkpoint:
+def checkpoint(task: Task, network: Network | None = None, seed: int = 0, centre: Tensor | None = None) -> Checkpoint:
     """A random network: what a search does does not depend on training."""
     network = network or Network(widths=(20, 10), init_scale=0.3)
-    centre = torch.rand(1, 5, 5, generator=torch.Generator().manual_seed(seed))
+    if centre is None:
+        centre = torch.rand(1, 5, 5, generator=torch.Generator().manual_seed(seed))
     k = 3 if task == "multiclass" else 1
     module = build(network, centre, k, torch.Generator().manual_seed(seed))
     weights = {name: p.detach() for name, p in module.layers.named_parameters()}
@@ -208,6 +209,40 @@ def test_smoothness_counts_in_every_search(network: Network) -> None:
     rough = total_variation(search.found().images)
     assert rough > 1
     torch.testing.assert_close(penalties[1] - penalties[0], 0.3 * rough, rtol=0.02, atol=0)  # products in bfloat16
+
+
+DIGITS_MEAN = torch.linspace(0, 1, 144).pow(8).reshape(1, 12, 12)
+"""Black but for a corner, as no mean of grey images can be."""
+
+
+@pytest.mark.parametrize(
+    ("centre", "asked", "weight"),
+    [
+        (DIGITS_MEAN, {}, subspace.BILEVEL),
+        (1 - DIGITS_MEAN, {}, subspace.BILEVEL),
+        (DIGITS_MEAN, {"bilevel": 0.0}, 0.0),
+        (DIGITS_MEAN, {"weighted": False}, 0.0),
+        (torch.full((1, 12, 12), 0.4), {}, 0.0),
+        (torch.full((1, 12, 12), 0.4), {"bilevel": 2.0}, 2.0),
+        (torch.zeros(1, 12, 12), {}, 0.0),
+        (torch.full((1, 1, 2), 0.99), {}, 0.0),
+    ],
+    ids=["dark", "light", "not asked for", "unweighted", "grey", "asked for", "no mean", "points"],
+)
+def test_images_are_black_or_white_where_their_mean_says_so(
+    centre: Tensor, asked: dict[str, Any], weight: float
+) -> None:
+    """Grey counts against twice the negative log-likelihood, so by what the weighted layer has in all."""
+    victim = checkpoint("binary", Network(widths=(20,)), centre=centre)
+    config = {"images": 4, "dtype": "float64", "init_scale": 3.0, **asked}
+    search, without = (subspace_search(victim, Reconstruction(**{**config, **of})) for of in ({}, {"bilevel": 0.0}))
+    assert search.reading.bilevel == weight
+    penalty, plain = search.objective()[1], without.objective()[1]
+    pixels = search.found().images
+    greyness = sum(y * (1 - y) for y in pixels.flatten().tolist() if 0 < y < 1)
+    assert greyness > 0.1
+    of_all = search.weighting.of_all.item() if search.weighting else math.inf
+    assert (penalty - plain).item() == pytest.approx(weight * greyness / of_all, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -426,6 +461,7 @@ def test_a_module_needs_task_and_centre() -> None:
         ({"lr_images": 0.0}, "lr_images must be positive"),
         ({"sharpness": math.nan}, "sharpness must be positive"),
         ({"smoothness": -1.0}, "smoothness must not be negative"),
+        ({"bilevel": math.inf}, "bilevel must not be negative"),
         ({"objective": "best"}, "Unknown objective"),
         ({"dtype": "float16"}, "float32 or float64"),
         ({"method": "magic"}, "Unknown method"),
@@ -441,10 +477,15 @@ def test_bad_settings_are_refused_in_a_sentence(bad: dict[str, object], sentence
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[Problem, Candidates]:
+def victim() -> tuple[Problem, Checkpoint]:
     problem = load_problem("mnist-digits", Selection(per_class=3))
-    trained = train(problem, Training(epochs=600), network=Network(widths=(400,)))
-    return problem, reconstruct(trained.checkpoint, Reconstruction(steps=600))
+    return problem, train(problem, Training(epochs=600), network=Network(widths=(400,))).checkpoint
+
+
+@pytest.fixture(scope="module")
+def digits(victim: tuple[Problem, Checkpoint]) -> tuple[Problem, Candidates]:
+    problem, trained = victim
+    return problem, reconstruct(trained, Reconstruction(steps=600))
 
 
 def test_most_of_thirty_digits_come_out(digits: tuple[Problem, Candidates]) -> None:
@@ -455,9 +496,10 @@ def test_most_of_thirty_digits_come_out(digits: tuple[Problem, Candidates]) -> N
     assert scores.null["0.9"] <= 1
 
 
-def test_what_explains_most_comes_out_best(digits: tuple[Problem, Candidates]) -> None:
-    """Without the truth: the upper half by the share of the weights is nearer to training images than the lower."""
-    problem, found = digits
+def test_what_explains_most_comes_out_best(victim: tuple[Problem, Checkpoint]) -> None:
+    """Without the truth, and before all have come out: what explains most is nearer to training images."""
+    problem, trained = victim
+    found = reconstruct(trained, Reconstruction(steps=150))
     best = match(found, problem.images).similarity.amax(0)[found.explained.argsort(descending=True)]
     assert best[: len(best) // 4].mean() > best[-len(best) // 4 :].mean() + 0.05
 
@@ -649,7 +691,7 @@ def test_weights_beyond_all_measure_are_a_status(scales: tuple[float, float, flo
     assert found.status == "diverged"
 
 
-@pytest.mark.parametrize("setting", [{"smoothness": 1e-5}, {"weighted": True}])
+@pytest.mark.parametrize("setting", [{"smoothness": 1e-5}, {"bilevel": 0.0}, {"weighted": True}])
 def test_reference_refuses_what_the_papers_do_not_have(setting: dict[str, object]) -> None:
     with pytest.raises(InputError, match="for the method exhume"):
         resolve(Reconstruction(method="reference", **setting), "binary")  # type: ignore[arg-type]

@@ -112,7 +112,7 @@ def test_the_records_hold_every_setting(run: Path) -> None:
     _, found = load_candidates(run)
     assert found.reconstruction.steps == 3
     open_settings = {name for name, value in vars(found.reconstruction).items() if value is None}
-    assert open_settings <= {"images", "smoothness", "weighted"}  # `reading` states those
+    assert open_settings <= {"images", "smoothness", "bilevel", "weighted"}  # `reading` states those
     assert found.checkpoint == load_checkpoint(run).fingerprint
 
 

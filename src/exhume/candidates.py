@@ -34,7 +34,7 @@ class Reading:
     (0: not used); left_out: the strongest direction outside of it, as a share of the strongest of all (None: not used);
     layers: parameters whose stationarity was asked for; weighted: first layer's residual weighted by
     the error that training leaves behind;
-    smoothness: weight of the total variation.
+    smoothness: weight of the total variation; bilevel: weight of grey pixels.
     """
 
     images: int
@@ -44,6 +44,7 @@ class Reading:
     layers: list[str]
     weighted: bool
     smoothness: float
+    bilevel: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ It sees the candidates and the truth, never the network. Every count stands besi
 by the same procedure against never-seen images.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -47,11 +48,13 @@ class ImageScore:
 class Ssim:
     """The papers' measure: images whose nearest candidate (many-to-one) has an SSIM above 0.4.
 
-    null_good: the same count for the never-seen images; top10: mean of the ten best, None where SSIM is not defined.
+    null_good: the same count for the never-seen images; null_perfect: that of a perfect reconstruction (see `Scores`);
+    top10: mean of the ten best, None where SSIM is not defined.
     """
 
     good: int
     null_good: int
+    null_perfect: int
     top10: float | None
     window: int = 3
 
@@ -70,9 +73,10 @@ class Scores:
 
     measure: "ncc", or "agreement" for points; recovered: images whose one-to-one candidate reaches the similarity
     "0.7", "0.8", "0.9", "0.95"; null: the same counts for `never_seen` images the network never saw, unscaled where
-    they are fewer; mean_alone: the counts if every candidate were the training mean, which the attacker is given;
-    p_value: the chance of at least so many recovered at 0.9 if training and never-seen images were equally easy
-    (Fisher's exact test, one-sided; Fisher 1935).
+    they are fewer; null_perfect: what null would be were the training images themselves the candidates: as many
+    never-seen images resemble them, and a full reconstruction must find these; mean_alone: the counts if every
+    candidate were the training mean, which the attacker is given; p_value: the chance of at least so many recovered at
+    0.9 if training and never-seen images were equally easy (Fisher's exact test, one-sided; Fisher 1935).
     """
 
     problem: str
@@ -82,6 +86,7 @@ class Scores:
     candidates: int
     recovered: dict[str, int]
     null: dict[str, int]
+    null_perfect: dict[str, int]
     mean_alone: dict[str, int]
     median_ncc: float
     null_median_ncc: float
@@ -125,6 +130,7 @@ def score(
         candidates=len(comparable(candidates, images)),
         recovered=recovered,
         null=null,
+        null_perfect=_counts(match(images, strangers)),
         mean_alone=_counts(match(images.mean(0).expand_as(images), images)),
         median_ncc=median(matches.assigned_similarity.tolist()),
         null_median_ncc=median(null_matches.assigned_similarity.tolist()),
@@ -174,10 +180,15 @@ def _papers_ssim(
     values, null = _nearest_ssim(candidates, images), _nearest_ssim(candidates, strangers)
     best = sorted(values, reverse=True)[:10]
     return Ssim(
-        good=sum(value > GOOD_SSIM for value in values),
-        null_good=sum(value > GOOD_SSIM for value in null),
+        good=_good(values),
+        null_good=_good(null),
+        null_perfect=_good(_nearest_ssim(images, strangers)),
         top10=fmean(best) if best else None,
     )
+
+
+def _good(values: Sequence[float]) -> int:
+    return sum(value > GOOD_SSIM for value in values)
 
 
 def _nearest_ssim(candidates: Candidates | Images, images: Float[Tensor, "n c h w"]) -> list[float]:

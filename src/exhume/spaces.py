@@ -46,6 +46,7 @@ SPACES: dict[str, Space] = {
             "lr_images": Interval(low=2e-3, high=0.1, log=True),
             "sharpness": Interval(low=3.0, high=100.0, log=True),
             "smoothness": (None, 0.0, 1e-6, 3e-6, 1e-5, 3e-5),
+            "bilevel": (None, 0.0, 2.0, 5.0, 10.0),
             "images": (None, 50, 100, 200, 500),
         },
         base=Reconstruction(restarts=1),

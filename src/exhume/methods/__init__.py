@@ -80,7 +80,8 @@ def resolve(config: Reconstruction, task: Task) -> Reconstruction:
     objective = config.objective or (method.multiclass if task == "multiclass" else task)
     if OBJECTIVES[objective].task != task:
         raise InputError(f"The objective {objective} is for the task {OBJECTIVES[objective].task}, not {task}.")
-    if config.method == "reference" and (config.smoothness is not None or config.weighted is not None):
-        raise InputError("smoothness and weighted are for the method exhume; the papers' scheme has neither.")
+    ours = (config.smoothness, config.bilevel, config.weighted)
+    if config.method == "reference" and any(setting is not None for setting in ours):
+        raise InputError("smoothness, bilevel and weighted are for the method exhume; the papers' scheme has none.")
     own = {name: getattr(method.defaults, name) for name in FILLED if getattr(config, name) is None}
     return replace(config, objective=objective, **own)

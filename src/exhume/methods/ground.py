@@ -68,6 +68,10 @@ class Reconstruction:
     smoothness: float | None = None
     """Weight of the images' total variation (exhume); None: 4e-6 where the data's directions are smooth as those of
     photographs are, for each layer if all are stationary; else 0."""
+    bilevel: float | None = None
+    """Weight of the images' grey, y (1 - y) of a pixel y, against the weighted error, twice a negative log-likelihood
+    (exhume, dense networks); None: 5 where the mean says that pixels are black or white, and they are not smooth; else
+    0."""
     weighted: bool | None = None
     """Whether to weight the first layer's residual by the error that training leaves behind (exhume); None: yes."""
     dtype: str | None = None
@@ -91,8 +95,10 @@ class Reconstruction:
         if self.min_multiplier is not None and not math.isfinite(self.min_multiplier):
             raise InputError(f"min_multiplier must be a finite number, not {self.min_multiplier}.")
         check_seed(self.seed)
-        if self.smoothness is not None and not 0 <= self.smoothness < math.inf:
-            raise InputError(f"smoothness must not be negative, and {self.smoothness} is.")
+        for name in ("smoothness", "bilevel"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise InputError(f"{name} must not be negative, and {value} is.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +195,12 @@ def implausible(images: Float[Tensor, "m c h w"], smoothness: float) -> Tensor:
     return outside + smoothness * total_variation(images) if smoothness else outside
 
 
+def grey(images: Float[Tensor, "m c h w"]) -> Tensor:
+    """sum over pixels of y (1 - y), the pixels clamped to [0, 1]: nothing for images in black and white."""
+    pixels = images.clamp(0, 1)
+    return (pixels * (1 - pixels)).sum()
+
+
 EDGE = 0.02
 """Slope of an image, in its units a pixel, below which total variation is quadratic, so that it has a gradient."""
 
@@ -229,9 +241,27 @@ def spread(centre: Tensor) -> float:
 
     Where the centre is no such mean (zero, say, because none was subtracted): that of a grey one.
     """
-    widest = 0.5 * centre.numel() ** 0.5
-    own = float((centre * (1 - centre)).clamp_min(0).sum().sqrt())
-    return own if own > 0.05 * widest else widest
+    return float((centre.numel() * (_room(centre) or WIDEST)) ** 0.5)
+
+
+def black_or_white(centre: Tensor) -> bool:
+    """Whether images in [0, 1] of this mean m must be black or white for the most part.
+
+    The mean of their y (1 - y) is at most that of m (1 - m); asked is half of what a grey mean allows (digits a third,
+    photographs nearly all). Says no where the centre is no mean.
+    """
+    room = _room(centre)
+    return room is not None and room < WIDEST / 2
+
+
+WIDEST = 0.25
+"""Variance that a pixel in [0, 1] has at most."""
+
+
+def _room(centre: Tensor) -> float | None:
+    """Variance of a pixel, on average, that images in [0, 1] of this mean have at most; None: it is no such mean."""
+    room = float((centre * (1 - centre)).clamp_min(0).mean())
+    return room if room > 0.05**2 * WIDEST else None
 
 
 def image_optimisers(

@@ -47,6 +47,7 @@ class PixelSearch:
             layers=[name for name, _ in named],
             weighted=False,
             smoothness=config.smoothness or 0.0,
+            bilevel=0.0,
         )
         self.labels = balanced_labels(target, config, self.reading.images)
         self.pixels = first_guess(

@@ -13,8 +13,10 @@ from exhume.methods.ground import (
     Target,
     assumed_images,
     balanced_labels,
+    black_or_white,
     falling,
     first_guess,
+    grey,
     image_optimisers,
     implausible,
     snapshot,
@@ -46,6 +48,8 @@ HIDDEN = 20.0
 before common errors are taken off. Chosen by experiment (see the log), before these were thought of."""
 SMOOTHNESS = 4e-6
 """Weight of a photograph's total variation against one layer's residual. Chosen by experiment (see the log)."""
+BILEVEL = 5.0
+"""Weight of grey in images that are black or white, against the weighted error. Chosen by experiment (see the log)."""
 REWEIGHTED = 25
 """Evaluations after which the weighting is taken anew from the candidates."""
 
@@ -66,6 +70,7 @@ class SubspaceSearch:
         self.steps, self.evaluations = config.steps, 0
         self.weighting: Weighting | None = None
         self.hidden: Tensor | float = 0.0
+        self.bilevel: Tensor | float = 0.0
         self.labels = balanced_labels(target, config, self.reading.images, len(self.subspace.first))
         pixels = self.subspace.basis[: self.offset.numel()]
         around = (target.centre - self.offset).flatten() @ pixels
@@ -90,12 +95,13 @@ class SubspaceSearch:
             change = change_by_sum(self.products.weights[layer], self.products.biases[layer], terms[layer])
             residual = residual + self.hidden * (row.added + change / row.noise**2)
         images, ones = self._images(self.precision)
-        off = 1e-3 * (ones - 1).pow(2).sum()
-        return residual, self.multipliers.penalty() + off + implausible(images, self.reading.smoothness)
+        penalty = self.multipliers.penalty() + 1e-3 * (ones - 1).pow(2).sum()
+        penalty = penalty + implausible(images, self.reading.smoothness)
+        return residual, penalty + self.bilevel * grey(images) if self.reading.bilevel else penalty
 
     @torch.no_grad()
     def _reweigh(self, term: Term) -> None:
-        """Takes the weighting of the first layer, and that of the hidden ones against it, from the candidates."""
+        """Takes the weighting of the first layer, and what counts against it, from the candidates."""
         if not (term.delta.isfinite().all() and term.inputs.isfinite().all()):
             return  # a divergence is seen in the residual
         self.weighting = left_behind(
@@ -108,6 +114,7 @@ class SubspaceSearch:
             precision=self.precision,
         )
         self.hidden = HIDDEN * len(self.labels) / term.delta.shape[1] / self.weighting.of_columns
+        self.bilevel = self.reading.bilevel / self.weighting.of_all
 
     def _images(self, precision: torch.dtype) -> tuple[Tensor, Tensor]:
         """Un-centred images and their bias coordinate, which a true training image has at 1."""
@@ -166,7 +173,7 @@ class Read:
 
 
 def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
-    """Reads subspace, number of images, trusted layers, weighting and smoothness from the weights alone."""
+    """Reads subspace, number of images, trusted layers, weighting and priors from the weights and the mean alone."""
     read, space = spectrum_of(dense)
     images, images_from = assumed_images(config, target, read)
     rank = min(max(read, images), *first_layer(dense).shape)
@@ -178,6 +185,7 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
         and min(target.shape[1:]) >= 3
         and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
     )
+    bilevel = BILEVEL * (not smooth and min(target.shape[1:]) >= 3 and black_or_white(target.centre))
     trusted = len(dense.weights) if stationary else 1  # the residual is a sum over them
     weighted = config.weighted is not False
     noisy = noisy_layers(dense) if weighted and not stationary else []
@@ -196,6 +204,7 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
             layers=names if stationary else names[:first] + hidden,
             weighted=weighted,
             smoothness=config.smoothness if config.smoothness is not None else trusted * SMOOTHNESS * smooth,
+            bilevel=(config.bilevel if config.bilevel is not None else bilevel) * weighted,
         ),
     )
 
