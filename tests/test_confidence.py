@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from exhume.candidates import Reading
-from exhume.confidence import agreement, can_tell, confidence
+from exhume.confidence import agreement, confidence, doubt
 
 
 def noise(count: int, seed: int) -> torch.Tensor:
@@ -65,25 +65,25 @@ def test_what_explains_next_to_nothing_is_not_told_by_the_weights(explained: lis
 
 
 @pytest.mark.parametrize(
-    ("rank", "left_out", "shape", "residual", "activation", "told"),
+    ("rank", "left_out", "shape", "residual", "activation", "word"),
     [
-        (10, 0.05, (1, 5, 5), 0.5, "relu", True),
-        (10, 0.05, (1, 5, 5), 0.51, "relu", False),  # the weights are made of something else
-        (9, 0.0, (1, 5, 5), 0.0, "relu", False),  # among few directions searches agree by chance
-        (100, 0.06, (1, 5, 5), 0.0, "relu", False),  # the weights hide the rest
-        (20, None, (1, 5, 5), 0.0, "relu", False),  # no subspace
-        (10, 0.0, (1, 1, 2), 0.0, "relu", False),  # points
-        (10, 0.0, (1, 5, 5), 0.0, "tanh", False),  # not calibrated
-        (10, 0.0, (1, 5, 5), 0.0, None, False),  # not dense
+        (10, 0.05, (1, 5, 5), 0.5, "relu", None),
+        (10, 0.05, (1, 5, 5), 0.51, "relu", "0.51"),  # the weights are made of something else
+        (9, 0.0, (1, 5, 5), 0.0, "relu", "only 9 directions"),  # among few directions searches agree by chance
+        (100, 0.06, (1, 5, 5), 0.0, "relu", "hides part"),  # the weights hide the rest
+        (20, None, (1, 5, 5), 0.0, "relu", "dense network"),  # no subspace
+        (10, 0.0, (1, 1, 2), 0.0, "relu", "points"),  # points
+        (10, 0.0, (1, 5, 5), 0.0, "tanh", "tanh"),  # not calibrated
+        (10, 0.0, (1, 5, 5), 0.0, None, "dense"),  # not dense
     ],
 )
-def test_when_agreement_tells_anything(  # noqa: PLR0917
+def test_why_agreement_says_nothing(  # noqa: PLR0917
     rank: int,
     left_out: float | None,
     shape: tuple[int, int, int],
     residual: float,
     activation: str | None,
-    told: bool,
+    word: str | None,
 ) -> None:
     reading = Reading(
         images=10,
@@ -95,4 +95,5 @@ def test_when_agreement_tells_anything(  # noqa: PLR0917
         smoothness=0.0,
         bilevel=0.0,
     )
-    assert can_tell(reading, torch.rand(4, *shape), residual, activation) == told
+    why = doubt(reading, torch.rand(4, *shape), residual, activation)
+    assert (why is None) if word is None else (why is not None and word in why)

@@ -550,6 +550,25 @@ def test_a_divergence_between_two_looks_is_a_status_too() -> None:
     assert "left nothing" not in found.message  # the first one's last finite candidates are kept
 
 
+@pytest.mark.parametrize(
+    ("network", "searches", "why"),
+    [
+        (
+            Network(widths=(20, 10), activation="tanh"),
+            2,
+            "unknown: it was calibrated for relu, and this network has tanh.",
+        ),
+        (Network(widths=(20, 10), activation="tanh"), 1, None),
+        (Network(kind="cnn", channels=(2,), widths=(4,)), 2, "within a dense network's first layer."),
+    ],
+)
+def test_the_message_says_why_nobody_is_sure(network: Network, searches: int, why: str | None) -> None:
+    found = reconstruct(checkpoint("multiclass", network), replace(SMALL["exhume"], steps=2, restarts=searches))
+    assert found.confidence.isnan().all()
+    assert (why or "All 2 steps are over.") in found.message
+    assert ("How sure" in found.message) == bool(why)
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_search_that_diverges_leaves_the_candidates_of_the_others(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
     monkeypatch.setattr("exhume.confidence.UNEXPLAINED", math.inf)

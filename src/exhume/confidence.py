@@ -1,5 +1,6 @@
 """How sure the attacker is of each candidate when no truth is at hand: independent searches that agree."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,15 +38,26 @@ ACTIVATION = "relu"
 """The one that the calibration was made with (of 229 sure candidates of a tanh network 14 were right)."""
 
 
-def can_tell(reading: Reading, images: Images, residual: float, activation: str | None) -> bool:
-    """Whether agreement says anything: of pictures, within the whole of a subspace that is not too small.
+def doubt(reading: Reading, images: Images, residual: float, activation: str | None) -> str | None:
+    """Why agreement says nothing; None: it does, of pictures within the whole of a subspace that is not too small.
 
     Args:
         residual: of the search at its end.
         activation: of a dense network; None of others.
     """
-    shown = reading.left_out is not None and reading.left_out <= SHOWN and reading.rank >= FEW
-    return shown and residual <= UNEXPLAINED and activation == ACTIVATION and measure_of(images) == "ncc"
+    hidden = math.inf if reading.left_out is None else reading.left_out
+    doubts = [
+        (measure_of(images) != "ncc", "points have no contrast to compare"),
+        (
+            activation is None or math.isinf(hidden),
+            "it was calibrated for searches within a dense network's first layer",
+        ),
+        (activation != ACTIVATION, f"it was calibrated for {ACTIVATION}, and this network has {activation}"),
+        (reading.rank < FEW, f"only {reading.rank} directions stand out, among which searches agree by chance"),
+        (hidden > SHOWN, "the first layer hides part of the images, and searches agree on a projection"),
+        (not residual <= UNEXPLAINED, f"the candidates leave too much of the weights (residual {residual:.2f})"),
+    ]
+    return next((why for holds, why in doubts if holds), None)
 
 
 def agreement(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from exhume.candidates import Candidates, HistoryPoint, join
 from exhume.checkpoint import Checkpoint
-from exhume.confidence import agreement, can_tell, confidence
+from exhume.confidence import agreement, confidence, doubt
 from exhume.errors import InputError
 from exhume.methods import METHODS, resolve
 from exhume.methods.ground import Found, Reconstruction, Search, Target
@@ -62,9 +62,13 @@ def reconstruct(
     lost = f" {gone} of {len(found)} searches diverged and left nothing." if 0 < gone < len(found) else ""
     sound = [one for one in found if one.status == "done"] or found[:1]
     dense = as_dense(aim.network)
-    activation = dense.activation if dense else None
-    kept = join([replace(one, confidence=_confidence(one, sound, activation)) for one in sound])
-    return replace(kept, message=kept.message + lost + _rounding(target))
+    doubts = [_doubt(one, dense.activation if dense else None) for one in sound]
+    judged = [
+        one if why else replace(one, confidence=_confidence(one, sound)) for one, why in zip(sound, doubts, strict=True)
+    ]
+    unsure = next((f" How sure to be is unknown: {why}." for why in doubts if why and len(sound) > 1), "")
+    kept = join(judged)
+    return replace(kept, message=kept.message + lost + unsure + _rounding(target))
 
 
 def _search(search: Search, target: Target, steps: int, listener: Listener, watch: Watch) -> Candidates:
@@ -90,11 +94,13 @@ def _search(search: Search, target: Target, steps: int, listener: Listener, watc
     )
 
 
-def _confidence(one: Candidates, found: Sequence[Candidates], activation: str | None) -> Float[Tensor, " m"]:
-    """How sure one search's candidates are by the other searches', NaN where that cannot be told."""
-    residual = one.history[-1].residual if one.history else math.inf
-    if not can_tell(one.reading, one.images, residual, activation):
-        return one.confidence
+def _doubt(one: Candidates, activation: str | None) -> str | None:
+    """Why agreement with other searches tells nothing of this one's candidates."""
+    return doubt(one.reading, one.images, one.history[-1].residual if one.history else math.inf, activation)
+
+
+def _confidence(one: Candidates, found: Sequence[Candidates]) -> Float[Tensor, " m"]:
+    """How sure one search's candidates are by the other searches'."""
     others = [(other.images, other.labels) for other in found if other is not one]
     return confidence(agreement(one.images, one.labels, others), one.explained).float()
 

@@ -137,6 +137,7 @@ def _context(run: Contents) -> dict[str, Any]:
         "control": [] if points or not run.scores else _control(run.truth),
         "large": LARGE,
         "alike": ALIKE,
+        "sure_known": bool(run.candidates["confidence"].isfinite().any()),
         "total": len(images),
         "outside": figures.outside(images) if points else 0,
         "charts": _charts(run, points),
