@@ -2,13 +2,14 @@
 
     python benchmarks/speed.py
 
-Shapes are those of b2 and b7 (see run.py), with the smoothness prior that photographs have in b7. The weights are those
-of an untrained network: what a step costs does not depend on what is in them. Every time is the least of several.
+Shapes are those of b2 and b7 (see run.py), with the priors that digits have in b2 and photographs in b7, and that of
+the sweep in RESULTS.md. The weights are those of an untrained network: what a step costs does not depend on what is in
+them. Every time is the least of several.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from exhume.descent import descend
 from exhume.losses import LOSSES
 from exhume.methods import METHODS, Reconstruction, resolve
 from exhume.methods.ground import Search, Target
-from exhume.methods.subspace import REWEIGHTED, SubspaceSearch
+from exhume.methods.subspace import BILEVEL, REWEIGHTED, SMOOTHNESS, SubspaceSearch
 from exhume.networks import Network, Task, build
 from exhume.solver import take_step
 
@@ -30,8 +31,8 @@ from exhume.solver import take_step
 class Shape:
     """A network and how many images it was trained on.
 
-    per_class: candidates of each label, None for the method's own number; smoothness: as would be read from weights
-    that have been trained on such images.
+    per_class: candidates of each label in the papers' scheme, None for our own number; smoothness, bilevel: as would be
+    read from weights that have been trained on such images, and from their mean.
     """
 
     image: tuple[int, int, int]
@@ -41,11 +42,13 @@ class Shape:
     widths: tuple[int, ...] = (1000, 1000)
     per_class: int | None = None
     smoothness: float = 0.0
+    bilevel: float = 0.0
 
 
 SHAPES = {
-    "b2": Shape((1, 28, 28), 1, 100, "binary"),
-    "b7": Shape((3, 32, 32), 10, 500, "multiclass", smoothness=4e-6),
+    "b2": Shape((1, 28, 28), 1, 100, "binary", bilevel=BILEVEL),
+    "b7": Shape((3, 32, 32), 10, 500, "multiclass", smoothness=SMOOTHNESS),
+    "sweep": Shape((1, 28, 28), 1, 20, "binary", widths=(200, 200), per_class=20, bilevel=BILEVEL),
 }
 
 
@@ -73,8 +76,11 @@ def main(device: str = "cpu", steps: int = 2 * REWEIGHTED) -> None:
 def search(method: str, shape: Shape, device: str) -> Search:
     """A search as `reconstruct` would start it, on an untrained network."""
     generator = torch.Generator().manual_seed(0)
-    smoothness = shape.smoothness if method == "exhume" else None  # the papers' scheme has none
-    config = Reconstruction(method=method, images=shape.images, per_class=shape.per_class, smoothness=smoothness)
+    config = Reconstruction(method=method, images=shape.images)
+    if method == "exhume":
+        config = replace(config, smoothness=shape.smoothness, bilevel=shape.bilevel)
+    else:
+        config = replace(config, per_class=shape.per_class)
     config = resolve(config, shape.task)
     centre = torch.full(shape.image, 0.5)
     dtype = getattr(torch, config.dtype or "")
