@@ -27,6 +27,7 @@ NO_DECAY = Training(lr=0.5, epochs=1000)
 LONG = Training(lr=0.5, lr_over_loss=1e-3, epochs=20_000, stop_loss=1e-12, evaluate_every=50)
 ORDINARY = Training(optimiser="adam", lr=1e-3, batch_size=32, epochs=500, evaluate_every=1, patience=10)
 DEFAULT_INIT = Network(init_scale=None)
+CNN = Network(kind="cnn", channels=(32, 64), widths=(1000,), init_scale=None)
 TARGETS = {
     "demo": Target("mnist-digits", 10, TRAININGS["demo"].training, TRAININGS["demo"].network),
     "b1": Target("mnist-odd-even", 50, replace(DECAY, loss="mse", lr=0.02, epochs=50_000), DEFAULT_INIT),
@@ -46,8 +47,10 @@ TARGETS = {
     ),
     "b9": Target("faces", 50, replace(DECAY, lr=0.02, epochs=20_000)),
     "b10": Target("mnist-digits", 10, ORDINARY, Network(init_scale=None, bias="all")),
+    "cnn": Target("mnist-digits", 10, DECAY, CNN),
+    "cnn-photographs": Target("cifar10-multiclass", 10, DECAY, CNN),
 }
-"""Sized for a CPU. b1 to b10 are named as in RESULTS.md."""
+"""Sized for a CPU. Named as in RESULTS.md."""
 SURE = 0.9
 """Confidence from which a candidate is called sure."""
 

@@ -425,7 +425,7 @@ def test_the_results_go_to_one_stream_and_the_progress_to_the_other(
     capsys.readouterr()
     main(["reconstruct", "run", *SHORT])
     said = capsys.readouterr()
-    assert said.out.startswith("All 3 steps are over. Residual ") and said.out.count("\n") == 1
+    assert re.match(r"All 3 steps are over\. .*Residual .* s\.\n$", said.out)
     assert "6/6" in said.err  # of two searches
     main(["score", "run"])
     said = capsys.readouterr()

@@ -71,7 +71,7 @@ def test_hidden_layers_count_above_the_noise_of_their_initialisation(
     monkeypatch.setattr(subspace, "COMMON", 10.0)
     search.evaluations = 500  # at first no error is taken to be common to neurons
     residual, _ = search.objective()
-    terms = dense_terms(search.dense, search.coordinates, search.multipliers.cotangents, search.sharpness)
+    terms = dense_terms(search.dense, search.variables, search.multipliers.cotangents, search.sharpness)
     first, *hidden = [(w, t.delta.T @ t.inputs) for w, t in zip(search.dense.weights[:-1], terms, strict=False)]
     assert search.weighting is not None and len(hidden) == len(widths) - 1
     scale = (first[0] @ search.weighting.columns).square().sum()
@@ -84,8 +84,8 @@ def test_hidden_layers_count_above_the_noise_of_their_initialisation(
         assert noise == pytest.approx(weight.std().item(), rel=0.1)
         beyond = beyond + (weight - by).square().sum() / noise**2 - weight.numel()
     torch.testing.assert_close(residual, alone + share / scale * beyond)
-    slopes = [torch.autograd.grad(value, search.coordinates, retain_graph=True)[0] for value in (residual, alone)]
-    long = torch.autograd.grad(alone + share / scale * beyond, search.coordinates)[0]
+    slopes = [torch.autograd.grad(value, search.variables, retain_graph=True)[0] for value in (residual, alone)]
+    long = torch.autograd.grad(alone + share / scale * beyond, search.variables)[0]
     torch.testing.assert_close(slopes[0], long)
     assert (slopes[0] - slopes[1]).norm() > 0.01 * slopes[1].norm()
     names = [f"layers.{1 + 2 * layer}.weight" for layer in range(len(widths))]
@@ -94,7 +94,7 @@ def test_hidden_layers_count_above_the_noise_of_their_initialisation(
 
 def weighting_of(search: SubspaceSearch, error: float, common: float) -> Weighting:
     """What a search in float64 should have taken from its candidates."""
-    term = dense_terms(search.dense, search.coordinates, search.multipliers.cotangents, search.sharpness)[0]
+    term = dense_terms(search.dense, search.variables, search.multipliers.cotangents, search.sharpness)[0]
     first, delta, inputs = search.subspace.first, term.delta.detach(), term.inputs.detach()
     return left_behind(first, delta, inputs, error=error, floor=subspace.FLOOR, common=common, precision=torch.float64)
 
@@ -682,7 +682,7 @@ def test_an_uncentred_chain_is_shown_as_it_was_searched() -> None:
         images = search.found().images
         inputs = images - centred.centre.centre if module is centred else images
         # the bias coordinate is searched for too, so only the part without it must agree
-        without_bias = search.coordinates @ search.subspace.basis[:25].T
+        without_bias = search.variables @ search.subspace.basis[:25].T
         torch.testing.assert_close(
             inputs.flatten(1) @ linear.weight.T, without_bias @ linear.weight.T, atol=1e-4, rtol=1e-4
         )

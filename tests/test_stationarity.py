@@ -449,7 +449,7 @@ def test_the_residual_of_a_search_knows_neither_order_nor_halves(method: str, ob
         found, m = search.multipliers, len(search.labels)
         found.labels, found.shares = found.labels[rows], torch.randn(m, outputs_of(objective), generator=shares())[rows]
         found.values = found.values[rows] * factors * len(rows) / m
-        variable = "pixels" if hasattr(search, "pixels") else "coordinates"
+        variable = "pixels" if hasattr(search, "pixels") else "variables"
         setattr(search, variable, getattr(search, variable)[rows])
         value: Tensor = search.objective()[0]
         return value.detach()

@@ -122,9 +122,9 @@ def test_a_shipped_network_is_scored_at_once(
     shutil.copytree(ROOT / "zoo" / "mnist-multiclass", run, ignore=shutil.ignore_patterns("scores.*"))
     main(["score", str(run)])
     counts = json.loads((run / "scores.json").read_text())
-    # 93 with 2 never-seen when it was put there
-    assert counts["recovered"]["0.9"] >= 90
-    assert counts["null"]["0.9"] <= 3
+    # 99 with 4 never-seen when it was put there, of which 2 resemble a training image as much as that
+    assert counts["recovered"]["0.9"] >= 96
+    assert counts["null"]["0.9"] <= counts["null_perfect"]["0.9"] + 3
     assert "of 100 training images came out" in capsys.readouterr().out
 
 

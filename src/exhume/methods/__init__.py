@@ -6,20 +6,22 @@ from dataclasses import dataclass, replace
 import torch
 
 from exhume.errors import InputError
+from exhume.methods.features import FeatureSearch
 from exhume.methods.ground import Reconstruction as Reconstruction
 from exhume.methods.ground import Search, Target
 from exhume.methods.pixels import ReferenceSearch, any_network
-from exhume.methods.subspace import SubspaceSearch, as_dense
+from exhume.methods.subspace import SubspaceSearch, as_dense, dense_behind
 from exhume.networks import Task
 from exhume.stationarity import OBJECTIVES
 
 
 def exhume(target: Target, config: Reconstruction, generator: torch.Generator) -> Search:
-    """Our method: in the data's subspace where the network is dense, over pixels where it is not."""
-    dense = as_dense(target.network)
-    if dense is None:
-        return any_network(target, config, generator)
-    return SubspaceSearch(target, dense, config, generator)
+    """Our method: in the data's subspace where the network is dense, in that of the features behind other layers."""
+    if (dense := as_dense(target.network)) is not None:
+        return SubspaceSearch(target, dense, config, generator)
+    if (network := dense_behind(target.network)) is not None:
+        return FeatureSearch(target, network, config, generator)
+    return any_network(target, config, generator)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,11 +57,19 @@ REWEIGHTED = 25
 class SubspaceSearch:
     """Coordinates [m, r] and multipliers, judged by the relative residual of the layers that can be trusted."""
 
-    def __init__(self, target: Target, dense: Dense, config: Reconstruction, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        target: Target,
+        dense: Dense,
+        config: Reconstruction,
+        generator: torch.Generator,
+        *,
+        pictures: bool = True,
+    ) -> None:
+        """pictures: whether the first layer sees images, so that its directions are pictures themselves."""
         assert config.init_scale is not None and config.sharpness is not None and config.steps is not None
         self.target, self.sharpness = target, scale_free(config.sharpness)
-        self.offset = _subtracted(target)
-        read = read_weights(target, dense, config)
+        read = read_weights(target, dense, config, pictures=pictures)
         self.subspace, self.reading = read.subspace, read.reading
         self.stationary, self.noisy = read.stationary, read.noisy
         self.dense = Dense([self.subspace.first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
@@ -72,18 +80,28 @@ class SubspaceSearch:
         self.hidden: Tensor | float = 0.0
         self.bilevel: Tensor | float = 0.0
         self.labels = balanced_labels(target, config, self.reading.images, len(self.subspace.first))
-        pixels = self.subspace.basis[: self.offset.numel()]
-        around = (target.centre - self.offset).flatten() @ pixels
-        self.coordinates = first_guess((len(self.labels), self.reading.rank), config.init_scale, around, generator)
+        self.variables = self._start(len(self.labels), config.init_scale, generator)
         self.multipliers = Multipliers(target, self.labels, config, generator)
         self.optimisers: list[torch.optim.Optimizer] = image_optimisers(
-            self.coordinates, self.multipliers, target, config
+            self.variables, self.multipliers, target, config
         )
         self.schedules = [falling(self.optimisers[0], config)]
 
+    def _start(self, count: int, scale: float, generator: torch.Generator) -> Tensor:
+        """What is searched for: coordinates, [m, r]."""
+        pixels = self.subspace.basis[: self.target.centre.numel()]
+        around = (self.target.centre - _subtracted(self.target)).flatten() @ pixels
+        return first_guess((count, self.reading.rank), scale, around, generator)
+
+    def _look(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The candidates' coordinates, [m, r], their images, and by how much these are none."""
+        images, ones = self._images(self.precision)
+        return self.variables, images, 1e-3 * (ones - 1).pow(2).sum()
+
     def objective(self) -> tuple[Tensor, Tensor]:
+        coordinates, images, against = self._look()
         count = None if self.stationary else 1 + len(self.noisy)
-        terms = dense_terms(self.products, self.coordinates, self.multipliers.cotangents, self.sharpness, count=count)
+        terms = dense_terms(self.products, coordinates, self.multipliers.cotangents, self.sharpness, count=count)
         if self.reading.weighted and self.evaluations % REWEIGHTED == 0:
             self._reweigh(terms[0])
         self.evaluations += 1
@@ -94,9 +112,7 @@ class SubspaceSearch:
         for layer, row in enumerate(self.noisy, start=1):
             change = change_by_sum(self.products.weights[layer], self.products.biases[layer], terms[layer])
             residual = residual + self.hidden * (row.added + change / row.noise**2)
-        images, ones = self._images(self.precision)
-        penalty = self.multipliers.penalty() + 1e-3 * (ones - 1).pow(2).sum()
-        penalty = penalty + implausible(images, self.reading.smoothness)
+        penalty = self.multipliers.penalty() + against + implausible(images, self.reading.smoothness)
         return residual, penalty + self.bilevel * grey(images) if self.reading.bilevel else penalty
 
     @torch.no_grad()
@@ -118,20 +134,18 @@ class SubspaceSearch:
 
     def _images(self, precision: torch.dtype) -> tuple[Tensor, Tensor]:
         """Un-centred images and their bias coordinate, which a true training image has at 1."""
-        values = product(self.coordinates, self.subspace.basis.T.to(precision))
+        values = product(self.variables, self.subspace.basis.T.to(precision))
         count = self.target.centre.numel()
         ones = values[:, count] if self.subspace.biased else values.new_ones(())
-        return values[:, :count].reshape(-1, *self.target.shape) + self.offset, ones
+        return values[:, :count].reshape(-1, *self.target.shape) + _subtracted(self.target), ones
 
     def found(self) -> Found:
-        return snapshot(self.target, self._images(self.coordinates.dtype)[0], self.multipliers)
+        return snapshot(self.target, self._images(self.variables.dtype)[0], self.multipliers)
 
 
 def as_dense(network: nn.Module) -> Dense | None:
     """The network as a chain of dense layers, or None if it is anything else."""
-    layers = list(network.layers) if isinstance(network, CentredNetwork) else None
-    if layers is None:
-        layers = list(network) if type(network) is nn.Sequential else []
+    layers = _in_a_row(network)
     layers = layers[1:] if layers and isinstance(layers[0], nn.Flatten) else layers
     linear = [layer for layer in layers[::2] if type(layer) is nn.Linear]
     # by their printed form, which tells also a leaky ReLU's slope and how a GELU is computed
@@ -144,6 +158,32 @@ def as_dense(network: nn.Module) -> Dense | None:
         [layer.bias.detach() if layer.bias is not None else None for layer in linear],
         activations[0],
     )
+
+
+def _in_a_row(network: nn.Module) -> list[nn.Module]:
+    """The layers that are applied one after another, none if it is not so; without the centring."""
+    if isinstance(network, CentredNetwork):
+        return list(network.layers)
+    return list(network) if type(network) is nn.Sequential else []
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Dense layers behind others, convolutions say: head gives an image's features, dense goes on from there."""
+
+    head: nn.Module
+    dense: Dense
+
+
+def dense_behind(network: nn.Module) -> Behind | None:
+    """The last dense layers of a network that are a chain of at least two, and what stands before them."""
+    layers = _in_a_row(network)
+    before = [network.centre] if isinstance(network, CentredNetwork) else []
+    for start in range(1, len(layers)):
+        dense = as_dense(nn.Sequential(*layers[start:]))
+        if dense is not None and len(dense.weights) > 1:
+            return Behind(nn.Sequential(*before, *layers[:start]), dense)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,15 +212,19 @@ class Read:
     reading: Reading
 
 
-def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
-    """Reads subspace, number of images, trusted layers, weighting and priors from the weights and the mean alone."""
+def read_weights(target: Target, dense: Dense, config: Reconstruction, *, pictures: bool = True) -> Read:
+    """Reads subspace, number of images, trusted layers, weighting and priors from the weights and the mean alone.
+
+    Args:
+        pictures: whether directions are pictures, which tell photographs; where they are not, images are smoothed.
+    """
     read, space = spectrum_of(dense)
     images, images_from = assumed_images(config, target, read)
     rank = min(max(read, images), *first_layer(dense).shape)
     left_out = space.singular[rank : rank + 1].sum() / space.singular[0].clamp_min(1e-30)
     space = space.leading(rank)
     stationary = is_stationary(dense, images)
-    smooth = (
+    smooth = not pictures or (
         rank >= SMOOTH_DIRECTIONS
         and min(target.shape[1:]) >= 3
         and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
@@ -190,6 +234,7 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction) -> Read:
     weighted = config.weighted is not False
     noisy = noisy_layers(dense) if weighted and not stationary else []
     names = [name for name, parameter in target.network.named_parameters() if parameter.requires_grad]
+    names = names[-len(dense.parameters) :]
     first = 1 + (dense.biases[0] is not None)
     hidden = [name for name in names[first:] if name.endswith("weight")][: len(noisy)]
     return Read(
