@@ -7,7 +7,7 @@
 Trainings are kept under runs/zoo, go on where they were interrupted, and are made again only if their settings change.
 What is put into the zoo is in half precision, its candidates in bytes. It is scored beside a reconstruction from the
 weights as they were trained; where it scores worse, nothing is put there. With --again the networks of the zoo stay as
-they are, and only their candidates are made anew.
+they are, and only their candidates are made anew, whatever came out before.
 """
 
 import shutil
@@ -81,6 +81,8 @@ def main(names: Positional[tuple[str, ...]], /, size: Size = "cpu", device: str 
         if name not in ROWS or (size == "papers" and ROWS[name].papers is None):
             there = [row for row in ROWS if size == "cpu" or ROWS[row].papers]
             raise SystemExit(f"There is no row {name} of size {size}; there are {', '.join(there)}.")
+        if again and size != "cpu":
+            raise SystemExit("--again takes the networks as they are, so --size says nothing.")
         if again:
             remake(name, device)
         else:

@@ -11,7 +11,8 @@ from exhume.methods import METHODS, resolve
 from exhume.methods.features import OUTSIDE, FeatureSearch
 from exhume.methods.ground import Target, implausible
 from exhume.methods.pixels import PixelSearch
-from exhume.methods.subspace import SMOOTHNESS, dense_behind
+from exhume.methods.subspace import SMOOTHNESS, as_dense, dense_behind
+from exhume.misfit import trusted_layers
 from exhume.networks import build
 from exhume.residual import relative_residual
 from exhume.scores import score
@@ -59,12 +60,53 @@ def test_dense_layers_go_on_from_the_features_of_their_head() -> None:
     [
         nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)),  # a row for each class only
         nn.Sequential(nn.Flatten(), nn.Linear(30, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
+        nn.Sequential(nn.Flatten(), nn.Linear(30, 9), nn.LayerNorm(9), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)),
         nn.Linear(30, 3),
         nn.Sequential(),
     ],
 )
 def test_a_network_without_two_dense_layers_at_its_end_has_no_features(network: nn.Module) -> None:
     assert dense_behind(network) is None
+
+
+def test_what_does_nothing_and_how_layers_are_grouped_makes_no_difference() -> None:
+    torch.manual_seed(0)
+    head, first, last = nn.Conv2d(1, 2, 3), nn.Linear(24, 8), nn.Linear(8, 3)
+    grouped = nn.Sequential(
+        nn.Sequential(head, nn.ReLU(), nn.Identity()),
+        nn.Flatten(),
+        nn.Sequential(nn.Dropout(), first, nn.ReLU(), nn.Dropout(), last),
+    ).eval()
+    parts, images = dense_behind(grouped), images_of(3).float()
+    assert parts is not None
+    assert [weight.shape for weight in parts.dense.weights] == [(8, 24), (3, 8)]
+    features = parts.head(images).flatten(1)
+    torch.testing.assert_close(last(first(features).relu()), grouped(images))
+    dense = as_dense(nn.Sequential(nn.Flatten(), nn.Linear(30, 8), nn.ReLU(), nn.Dropout(), last))
+    assert dense is not None and len(dense.weights) == 2
+
+
+def test_layers_are_called_by_their_names_whatever_is_frozen() -> None:
+    network = network_of(CNN)
+    for parameter in list(network.parameters())[-2:]:
+        parameter.requires_grad_(False)
+    search = search_of(network, Reconstruction(images=6, dtype="float64"))
+    assert search.reading.layers[0] == "layers.5.weight"
+
+
+@pytest.mark.parametrize(("stationary", "trusted"), [(True, 6), (False, 2)])
+def test_a_misfit_is_of_the_dense_layers_that_are_trusted(
+    monkeypatch: pytest.MonkeyPatch, stationary: bool, trusted: int
+) -> None:
+    """Also where the hidden layer counts in the search, above the noise of its initialisation."""
+    monkeypatch.setattr("exhume.methods.subspace.is_stationary", lambda *_: stationary)
+    network = network_of(CNN)
+    weights = {name.removeprefix("layers."): p.detach() for name, p in network.named_parameters()}
+    victim = Checkpoint(
+        network=CNN, task="multiclass", classes=("a", "b", "c"), centre=images_of(1)[0], weights=weights
+    )
+    names = [f"layers.{layer}.{kind}" for layer in (5, 7, 9) for kind in ("weight", "bias")]
+    assert trusted_layers(victim) == names[:trusted]
 
 
 def test_without_features_every_pixel_is_free() -> None:

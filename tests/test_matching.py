@@ -201,7 +201,7 @@ def test_black_candidates_recover_nothing_although_ssim_calls_them_good(digits: 
 
 
 def test_the_control_of_a_perfect_reconstruction_is_of_the_images_alone(digits: Digits) -> None:
-    """Seven never-seen images are training images: no attacker could do without them in his control."""
+    """Seven never-seen images are training images, and count whoever reconstructs these."""
     images, labels, held_out = digits
     mixed = torch.cat([images[:7], held_out[:43]])
     scores = score(found(random_images(60, 1, 28, 28)), images, labels, mixed)

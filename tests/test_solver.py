@@ -569,6 +569,15 @@ def test_the_message_says_why_nobody_is_sure(network: Network, searches: int, wh
     assert ("How sure" in found.message) == bool(why)
 
 
+def test_the_message_says_of_how_many_searches_nobody_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([None, "it is too bad", None])
+    monkeypatch.setattr("exhume.solver.doubt", lambda *_: next(told))
+    found = reconstruct(checkpoint("multiclass"), replace(SMALL["exhume"], steps=2, restarts=3))
+    assert "How sure to be of 1 of 3 searches is unknown: it is too bad." in found.message
+    known = found.confidence.isfinite().reshape(3, -1)
+    assert known[0].all() and not known[1].any() and known[2].all()
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_search_that_diverges_leaves_the_candidates_of_the_others(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
     monkeypatch.setattr("exhume.confidence.UNEXPLAINED", math.inf)

@@ -33,15 +33,15 @@ def misfit(network: nn.Module, found: Found, layers: Sequence[str]) -> float:
 def trusted_layers(checkpoint: Checkpoint) -> list[str]:
     """The parameters whose stationarity `misfit` asks for, whatever method is searched.
 
-    All parameters, but of a dense network whose deeper layers are not stationary only the first layer's: what
-    initialisation has left in the others no candidates explain.
+    Those that our method asks for, the dense layers' where there are such; but if the deeper ones are not stationary
+    only the first dense layer's: what initialisation has left in the others no candidates explain.
     """
     network = checkpoint.build()
     centre = checkpoint.centre.to(next(network.parameters()).dtype)
     target = Target(network=network, centre=centre, task=checkpoint.task, outputs=checkpoint.outputs)
     config = resolve(Reconstruction(), checkpoint.task)
     layers = METHODS[config.method].start(target, config, torch.Generator()).reading.layers
-    if len(layers) == sum(parameter.requires_grad for parameter in network.parameters()):
+    if layers[-1] == list(dict(network.named_parameters()))[-1]:  # the last layer's is asked for only with all others
         return layers
     first = layers[0].rpartition(".")[0]
     return [name for name in layers if name.rpartition(".")[0] == first]

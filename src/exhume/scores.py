@@ -73,8 +73,8 @@ class Scores:
 
     measure: "ncc", or "agreement" for points; recovered: images whose one-to-one candidate reaches the similarity
     "0.7", "0.8", "0.9", "0.95"; null: the same counts for `never_seen` images the network never saw, unscaled where
-    they are fewer; null_perfect: what null would be were the training images themselves the candidates: as many
-    never-seen images resemble them, and a full reconstruction must find these; mean_alone: the counts if every
+    they are fewer; null_perfect: what null would be were the training images themselves the candidates: so many
+    never-seen images resemble them, beside which null is to be read (it is no bound); mean_alone: the counts if every
     candidate were the training mean, which the attacker is given; p_value: the chance of at least so many recovered at
     0.9 if training and never-seen images were equally easy (Fisher's exact test, one-sided; Fisher 1935).
     """

@@ -66,7 +66,9 @@ def reconstruct(
     judged = [
         one if why else replace(one, confidence=_confidence(one, sound)) for one, why in zip(sound, doubts, strict=True)
     ]
-    unsure = next((f" How sure to be is unknown: {why}." for why in doubts if why and len(sound) > 1), "")
+    known = [why for why in doubts if why]
+    of_which = "" if len(known) == len(doubts) else f" of {len(known)} of {len(doubts)} searches"
+    unsure = f" How sure to be{of_which} is unknown: {known[0]}." if known and len(sound) > 1 else ""
     kept = join(judged)
     return replace(kept, message=kept.message + lost + unsure + _rounding(target))
 

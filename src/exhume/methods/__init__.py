@@ -16,7 +16,8 @@ from exhume.stationarity import OBJECTIVES
 
 
 def exhume(target: Target, config: Reconstruction, generator: torch.Generator) -> Search:
-    """Our method: in the data's subspace where the network is dense, in that of the features behind other layers."""
+    """Our method: in the data's subspace where the network is dense, in that of the features where dense layers
+    stand behind others, over pixels and all layers elsewhere."""
     if (dense := as_dense(target.network)) is not None:
         return SubspaceSearch(target, dense, config, generator)
     if (network := dense_behind(target.network)) is not None:

@@ -19,9 +19,9 @@ class FeatureSearch(SubspaceSearch):
     of no image, in general: the span tells images of the training set from others (docs/theory.md, item 13).
     """
 
-    def __init__(self, target: Target, network: Behind, config: Reconstruction, generator: torch.Generator) -> None:
-        self.head = network.head
-        super().__init__(target, network.dense, config, generator, pictures=False)
+    def __init__(self, target: Target, parts: Behind, config: Reconstruction, generator: torch.Generator) -> None:
+        self.head = parts.head
+        super().__init__(target, parts.dense, config, generator, pictures=False)
 
     def _start(self, count: int, scale: float, generator: torch.Generator) -> Tensor:
         return first_guess(

@@ -67,11 +67,11 @@ class Reconstruction:
     """Sharpness of the smoothed derivative of ReLU (exhume: per rms of an image's pre-activations)."""
     smoothness: float | None = None
     """Weight of the images' total variation (exhume); None: 4e-6 where the data's directions are smooth as those of
-    photographs are, for each layer if all are stationary; else 0."""
+    photographs are, or dense layers stand behind others, for each layer if all are stationary; else 0."""
     bilevel: float | None = None
     """Weight of the images' grey, y (1 - y) of a pixel y, against the weighted error, twice a negative log-likelihood
-    (exhume, dense networks); None: 5 where the mean says that pixels are black or white, and they are not smooth; else
-    0."""
+    (exhume, without effect where that is not weighted); None: 5 where the mean says that pixels are black or white, and
+    they are not smooth; else 0."""
     weighted: bool | None = None
     """Whether to weight the first layer's residual by the error that training leaves behind (exhume); None: yes."""
     dtype: str | None = None

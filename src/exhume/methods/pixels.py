@@ -1,4 +1,4 @@
-"""Searches over pixels, for any network, by autograd: the papers' scheme, and ours where the network is not dense."""
+"""Searches over pixels, for any network, by autograd: the papers' scheme, and ours where no dense layers are read."""
 
 from collections.abc import Callable, Sequence
 

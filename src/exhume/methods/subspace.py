@@ -161,10 +161,13 @@ def as_dense(network: nn.Module) -> Dense | None:
 
 
 def _in_a_row(network: nn.Module) -> list[nn.Module]:
-    """The layers that are applied one after another, none if it is not so; without the centring."""
+    """The layers that are applied one after another, less the centring and what does nothing; none if it is not so."""
     if isinstance(network, CentredNetwork):
-        return list(network.layers)
-    return list(network) if type(network) is nn.Sequential else []
+        network = network.layers
+    if type(network) is not nn.Sequential:
+        return []
+    parts = ((part,) if type(part) is not nn.Sequential else _in_a_row(part) for part in network)
+    return [layer for part in parts for layer in part if type(layer) not in (nn.Dropout, nn.Dropout2d, nn.Identity)]
 
 
 @dataclass(frozen=True)
@@ -176,10 +179,15 @@ class Behind:
 
 
 def dense_behind(network: nn.Module) -> Behind | None:
-    """The last dense layers of a network that are a chain of at least two, and what stands before them."""
+    """The last dense layers of a network, a chain of at least two, and what stands before them.
+
+    None where a dense layer is among that: it sees the images better, through what is no chain.
+    """
     layers = _in_a_row(network)
     before = [network.centre] if isinstance(network, CentredNetwork) else []
     for start in range(1, len(layers)):
+        if isinstance(layers[start - 1], nn.Linear):
+            return None
         dense = as_dense(nn.Sequential(*layers[start:]))
         if dense is not None and len(dense.weights) > 1:
             return Behind(nn.Sequential(*before, *layers[:start]), dense)
@@ -224,17 +232,19 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction, *, pictur
     left_out = space.singular[rank : rank + 1].sum() / space.singular[0].clamp_min(1e-30)
     space = space.leading(rank)
     stationary = is_stationary(dense, images)
-    smooth = not pictures or (
-        rank >= SMOOTH_DIRECTIONS
-        and min(target.shape[1:]) >= 3
-        and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
+    smooth = min(target.shape[1:]) >= 3 and (
+        not pictures
+        or (
+            rank >= SMOOTH_DIRECTIONS
+            and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
+        )
     )
     bilevel = BILEVEL * (not smooth and min(target.shape[1:]) >= 3 and black_or_white(target.centre))
     trusted = len(dense.weights) if stationary else 1  # the residual is a sum over them
     weighted = config.weighted is not False
     noisy = noisy_layers(dense) if weighted and not stationary else []
-    names = [name for name, parameter in target.network.named_parameters() if parameter.requires_grad]
-    names = names[-len(dense.parameters) :]
+    known = {parameter.data_ptr(): name for name, parameter in target.network.named_parameters()}
+    names = [known[parameter.data_ptr()] for parameter in dense.parameters]
     first = 1 + (dense.biases[0] is not None)
     hidden = [name for name in names[first:] if name.endswith("weight")][: len(noisy)]
     return Read(
