@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
@@ -723,3 +725,23 @@ def test_weights_beyond_all_measure_are_a_status(scales: tuple[float, float, flo
 def test_reference_refuses_what_the_papers_do_not_have(setting: dict[str, object]) -> None:
     with pytest.raises(InputError, match="for the method exhume"):
         resolve(Reconstruction(method="reference", **setting), "binary")  # type: ignore[arg-type]
+
+
+WRONG = """
+import torch, exhume
+module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+for task, centre in (("multi", torch.zeros(1, 2, 2)), ("multiclass", torch.zeros(2, 2)), ("multiclass", [[[0.5]]])):
+    try:
+        exhume.reconstruct(module, task=task, centre=centre)
+    except exhume.InputError as error:
+        print(error)
+"""
+
+
+def test_what_is_wrong_with_a_module_is_a_sentence() -> None:
+    """In a process of its own: here the types of arguments are checked, and nothing else would be seen."""
+    said = subprocess.run([sys.executable, "-c", WRONG], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == [
+        "There is no task 'multi'; there are binary, multiclass, regression.",
+        *["The centre to search around must be a tensor [c, h, w]."] * 2,
+    ]

@@ -98,12 +98,13 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     write(folder / "checkpoint.json", description)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
+def load_checkpoint(folder: Path | str) -> Checkpoint:
     """Reads what `save_checkpoint` wrote.
 
     Raises:
         InputError: a file is missing, damaged, or the two do not belong together.
     """
+    folder = Path(folder)
     description = read(folder / "checkpoint.json", _Description)
     tensors = read_tensors(folder / "checkpoint.safetensors")
     if "centre" not in tensors or tensors["centre"].ndim != 3 or len(tensors) < 2:

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -39,7 +40,8 @@ def reconstruct(
 
     Args:
         task, centre: needed for a module only: what its outputs mean, and around which image [c, h, w] to search (the
-            training mean if the attacker knows it, else grey).
+            training mean if the attacker knows it, else grey). It is not subtracted: a module takes images in [0, 1],
+            and what its training subtracted must be its first layer's work.
         listener: told of the residual about a hundred times.
         watch: is given the candidates of the moment as often, those of the first search. What it or the listener
             raises ends the reconstruction.
@@ -164,6 +166,10 @@ def _target(target: Checkpoint | nn.Module, task: Task | None, centre: Tensor | 
         return Target(network=target.build(), centre=target.centre, task=target.task, outputs=target.outputs)
     if task is None or centre is None:
         raise InputError("To attack a module, give its task and the centre [c, h, w] to search around.")
+    if not isinstance(centre, Tensor) or centre.ndim != 3:
+        raise InputError("The centre to search around must be a tensor [c, h, w].")
+    if task not in get_args(Task):
+        raise InputError(f"There is no task {task!r}; there are {', '.join(get_args(Task))}.")
     network = copy.deepcopy(target).eval()
     with torch.no_grad():
         scores = network(centre[None].to(next(network.parameters())))

@@ -49,7 +49,7 @@ class Reconstruction:
     """Searches from independent starts, whose candidates are all kept; how far they agree tells how sure each is. None:
     2 for exhume, 1 for reference."""
     images: int | None = None
-    """Number of training images assumed; None: read from the spectrum of the first layer."""
+    """Number of training images assumed; None: read from the spectrum of the first dense layer."""
     per_class: int | None = None
     """Candidates of each class in a search; None: twice the images assumed, at least 200, as far as neurons allow."""
     objective: str | None = None
