@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cells import Row, Value
+from exhume.chains import as_dense
 from exhume.checkpoint import Checkpoint
-from exhume.methods.subspace import as_dense
 from exhume.problems import Problem
 from exhume.reading import first_layer
 from exhume.records import read

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from exhume import Checkpoint, Network, Problem, Reconstruction, Selection, load_problem, reconstruct, train
+from exhume.chains import as_dense, dense_behind
 from exhume.methods import METHODS, resolve
 from exhume.methods.features import OUTSIDE, FeatureSearch
 from exhume.methods.ground import Target, implausible
 from exhume.methods.pixels import PixelSearch
-from exhume.methods.subspace import SMOOTHNESS, as_dense, dense_behind
+from exhume.methods.subspace import SMOOTHNESS
 from exhume.misfit import trusted_layers
 from exhume.networks import build
 from exhume.residual import relative_residual

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exhume.methods.subspace import as_dense
+from exhume.chains import as_dense
 from exhume.networks import CentredNetwork, Network, build
 from exhume.reading import (
     _median_singular,
@@ -246,7 +246,6 @@ class Twice(nn.Sequential):
         nn.Sequential(*dense_layers(nn.GELU(approximate="tanh"))),
         nn.Sequential(*dense_layers(nn.ReLU()), nn.Tanh(), nn.Linear(2, 2)),
         nn.Sequential(nn.Linear(12, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 2)),
-        nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 2)),
         nn.Sequential(*dense_layers(nn.ReLU()), nn.Sigmoid()),
         nn.Sequential(*dense_layers(nn.Softmax(1))),
         nn.Sequential(nn.Linear(12, 5), nn.Linear(5, 2)),

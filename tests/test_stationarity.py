@@ -11,8 +11,9 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 from torch.nn import functional
 
+from exhume.chains import as_dense
 from exhume.losses import LOSSES
-from exhume.methods import METHODS, Reconstruction, as_dense, resolve
+from exhume.methods import METHODS, Reconstruction, resolve
 from exhume.methods.ground import Target
 from exhume.methods.pixels import any_network
 from exhume.networks import ACTIVATIONS, CentredNetwork, Network, build

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from exhume.candidates import Candidates, HistoryPoint, join
+from exhume.chains import as_dense
 from exhume.checkpoint import Checkpoint
 from exhume.confidence import agreement, confidence, doubt
 from exhume.errors import InputError
 from exhume.methods import METHODS, resolve
 from exhume.methods.ground import Found, Reconstruction, Search, Target
-from exhume.methods.subspace import as_dense
 from exhume.networks import Task
 from exhume.progress import Listener, Progress, silent
 

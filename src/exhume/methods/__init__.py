@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from exhume.chains import as_dense, dense_behind
 from exhume.errors import InputError
 from exhume.methods.features import FeatureSearch
 from exhume.methods.ground import Reconstruction as Reconstruction
 from exhume.methods.ground import Search, Target
 from exhume.methods.pixels import ReferenceSearch, any_network
-from exhume.methods.subspace import SubspaceSearch, as_dense, dense_behind
+from exhume.methods.subspace import SubspaceSearch
 from exhume.networks import Task
 from exhume.stationarity import OBJECTIVES
 

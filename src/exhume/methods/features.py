@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from exhume.chains import Behind
 from exhume.methods.ground import Found, Reconstruction, Target, first_guess, snapshot
-from exhume.methods.subspace import Behind, SubspaceSearch
+from exhume.methods.subspace import SubspaceSearch
 from exhume.stationarity import smooth_hinges
 
 OUTSIDE = 300.0
