@@ -23,8 +23,11 @@ def test_most_digits_come_out_and_strangers_do_not(demo: tuple[Path, str]) -> No
     scores = json.loads((demo[0] / "scores.json").read_text())
     assert scores["images"] == scores["never_seen"] == 100
     # 90 with 2 never-seen, see benchmarks/RESULTS.md
-    assert scores["recovered"]["0.9"] >= 80
-    assert scores["null"]["0.9"] <= 3
+    assert scores["recovered"]["0.9"] >= 90
+    # the training images themselves resemble 2 never-seen digits as much as that
+    assert scores["null"]["0.9"] <= scores["null_perfect"]["0.9"] + 4
+    assert scores["recovered"]["0.95"] >= 80
+    assert scores["null"]["0.95"] <= 1
     assert scores["p_value"] < 1e-12
 
 
