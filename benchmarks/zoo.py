@@ -21,7 +21,7 @@ from tyro.conf import Positional
 
 from cells import Target, reconstruct_anew, train_once
 from exhume.candidates import join
-from exhume.checkpoint import load_checkpoint, save_checkpoint
+from exhume.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.presets import TRAININGS
@@ -91,16 +91,11 @@ def main(names: Positional[tuple[str, ...]], /, size: Size = "cpu", device: str 
 
 def remake(name: str, device: str) -> None:
     """Reconstructs twice from the network that the zoo holds, and puts the candidates there instead of the old ones."""
-    half = Path("runs/zoo/again") / name
-    shutil.rmtree(half, ignore_errors=True)
-    for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
-        folder.mkdir(parents=True)
-        for file in FILES["training"]:
-            if (Path("zoo") / name / file).exists():
-                shutil.copyfile(Path("zoo") / name / file, folder / file)
-        reconstruct_small(folder, seed, device)
+    entry, half = Path("zoo") / name, Path("runs/zoo/again") / name
+    reconstruct_twice(half, load_checkpoint(entry), device)
+    shutil.copyfile(entry / "training.json", half / "training.json")
     report(name, half, half)
-    ship(half, Path("zoo") / name)
+    ship(half, entry)
 
 
 def make(name: str, row: Row, size: Size, device: str) -> None:
@@ -109,9 +104,7 @@ def make(name: str, row: Row, size: Size, device: str) -> None:
     half = whole / "float16"
     train_row(whole, row, size, device)
     reconstruct_anew(whole, SEARCH, device)
-    for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
-        save_checkpoint(load_checkpoint(whole).half(), folder)
-        reconstruct_small(folder, seed, device)
+    reconstruct_twice(half, load_checkpoint(whole).half(), device)
     record = read_training(whole)
     write(half / "training.json", replace(record, message=f"{record.message} {told(size, record.training)}"))
     full = scored(whole, [whole])
@@ -122,10 +115,12 @@ def make(name: str, row: Row, size: Size, device: str) -> None:
     ship(half, Path("zoo") / name)
 
 
-def reconstruct_small(folder: Path, seed: int, device: str) -> None:
-    """Reconstructs from the folder's checkpoint, and keeps the candidates in bytes."""
-    reconstruct_anew(folder, replace(SEARCH, seed=seed), device)
-    save_candidates(folder, *load_candidates(folder), small=True)
+def reconstruct_twice(half: Path, checkpoint: Checkpoint, device: str) -> None:
+    """Reconstructs from the checkpoint in this folder and in its second, and keeps the candidates in bytes."""
+    for folder, seed in zip((half, half / SECOND), SEEDS, strict=True):
+        save_checkpoint(checkpoint, folder)
+        reconstruct_anew(folder, replace(SEARCH, seed=seed), device)
+        save_candidates(folder, *load_candidates(folder), small=True)
 
 
 def report(name: str, run: Path, half: Path) -> Scores:

@@ -18,6 +18,7 @@ from exhume.errors import InputError
 from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.problems import archives
+from exhume.records import read_tensors
 from exhume.runs import FILES
 from exhume.zoo import SECOND
 
@@ -146,6 +147,17 @@ def test_what_is_missing_is_named_and_found_where_the_user_says(
         *(f"{SECOND}/{name}" for name in FILES["candidates"]),
     }
     assert capsys.readouterr().out.count("| tiny |") == 3
+
+    networks = {name: (run / name).read_bytes() for name in FILES["training"] if (run / name).exists()}
+    (run / "candidates.safetensors").unlink()
+    (run / SECOND / "candidates.safetensors").write_bytes(b"old")
+    monkeypatch.setattr(script, "SEARCH", Reconstruction(steps=20, per_class=3))
+    script.remake("tiny", "cpu")
+    assert {name: (run / name).read_bytes() for name in networks} == networks
+    first, second = (read_tensors(folder / "candidates.safetensors")["images"] for folder in (run, run / SECOND))
+    assert len(first) == len(second) == 2 * 30
+    assert not torch.equal(first, second)
+    assert capsys.readouterr().out.count("| tiny |") == 2
 
     monkeypatch.delenv("EXHUME_DATA")
     here.rename(there)

@@ -25,9 +25,8 @@ class FeatureSearch(SubspaceSearch):
         super().__init__(target, parts.dense, config, generator, pictures=False)
 
     def _start(self, count: int, scale: float, generator: torch.Generator) -> Tensor:
-        return first_guess(
-            (count, self.target.centre.numel()), scale, torch.zeros_like(self.target.centre[0, 0, 0]), generator
-        )
+        around = torch.zeros_like(self.target.centre).flatten()
+        return first_guess((count, len(around)), scale, around, generator)
 
     @property
     def images(self) -> Tensor:

@@ -181,14 +181,15 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction, *, pictur
     left_out = space.singular[rank : rank + 1].sum() / space.singular[0].clamp_min(1e-30)
     space = space.leading(rank)
     stationary = is_stationary(dense, images)
-    smooth = min(target.shape[1:]) >= 3 and (
+    shown = min(target.shape[1:]) >= 3
+    smooth = shown and (
         not pictures
         or (
             rank >= SMOOTH_DIRECTIONS
             and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
         )
     )
-    bilevel = BILEVEL * (not smooth and min(target.shape[1:]) >= 3 and black_or_white(target.centre))
+    bilevel = BILEVEL * (shown and not smooth and black_or_white(target.centre))
     trusted = len(dense.weights) if stationary else 1  # the residual is a sum over them
     weighted = config.weighted is not False
     noisy = noisy_layers(dense) if weighted and not stationary else []
