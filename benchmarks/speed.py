@@ -22,7 +22,8 @@ from exhume.descent import descend
 from exhume.losses import LOSSES
 from exhume.methods import METHODS, Reconstruction, resolve
 from exhume.methods.ground import Search, Target
-from exhume.methods.subspace import BILEVEL, REWEIGHTED, SMOOTHNESS, SubspaceSearch
+from exhume.methods.subspace import REWEIGHTED, SubspaceSearch
+from exhume.methods.trusted import BILEVEL, SMOOTHNESS
 from exhume.networks import Network, Task, build
 from exhume.solver import take_step
 

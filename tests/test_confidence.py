@@ -1,11 +1,12 @@
 """Agreement of independent searches, and what it is worth."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from exhume.candidates import Reading
+from exhume.candidates import KnownStart, Reading
 from exhume.confidence import agreement, confidence, doubt
 
 
@@ -97,3 +98,9 @@ def test_why_agreement_says_nothing(  # noqa: PLR0917
     )
     why = doubt(reading, torch.rand(4, *shape), residual, activation)
     assert (why is None) if word is None else (why is not None and word in why)
+    of_a_start = {
+        exact: doubt(replace(reading, start=KnownStart(left=1.0, exact=exact)), torch.rand(4, *shape), 0.0, "relu")
+        for exact in (True, False)
+    }
+    if word is None:
+        assert of_a_start[True] is None and "gradient descent" in str(of_a_start[False])

@@ -12,7 +12,7 @@ from exhume.methods import METHODS, resolve
 from exhume.methods.features import OUTSIDE, FeatureSearch
 from exhume.methods.ground import Target, implausible
 from exhume.methods.pixels import PixelSearch
-from exhume.methods.subspace import SMOOTHNESS
+from exhume.methods.trusted import SMOOTHNESS
 from exhume.misfit import trusted_layers
 from exhume.networks import build
 from exhume.residual import relative_residual
@@ -100,7 +100,7 @@ def test_a_misfit_is_of_the_dense_layers_that_are_trusted(
     monkeypatch: pytest.MonkeyPatch, stationary: bool, trusted: int
 ) -> None:
     """Also where the hidden layer counts in the search, above the noise of its initialisation."""
-    monkeypatch.setattr("exhume.methods.subspace.is_stationary", lambda *_: stationary)
+    monkeypatch.setattr("exhume.methods.trusted.is_stationary", lambda *_: stationary)
     network = network_of(CNN)
     weights = {name.removeprefix("layers."): p.detach() for name, p in network.named_parameters()}
     victim = Checkpoint(

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from exhume.errors import InputError
-from exhume.records import FORMAT, Provenance, provenance, read, read_tensors, write, write_tensors
+from exhume.records import FORMAT, OLDER, Provenance, provenance, read, read_tensors, write, write_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,18 @@ def test_a_value_that_makes_no_sense_is_refused_with_its_own_sentence(path: Path
     assert "scale must not be negative, and -1.0 is @ $.inner" in refusal(path)
 
 
-@pytest.mark.parametrize("number", [None, 0, FORMAT - 1, FORMAT + 1, str(FORMAT)])
+def test_an_older_record_lacks_what_came_since_and_nothing_else(path: Path) -> None:
+    old = replace(FULL, inner=Inner())
+    write(path, old)
+    change(path, lambda content: (content.update(format=OLDER), content["inner"].pop("scale")))
+    assert read(path, Record) == old
+    change(path, lambda content: content.update(format=FORMAT))
+    assert "$.inner" in refusal(path)
+    change(path, lambda content: content.update(format=OLDER, more=1))
+    assert "more" in refusal(path)
+
+
+@pytest.mark.parametrize("number", [None, 0, OLDER - 1, FORMAT + 1, str(FORMAT)])
 def test_another_format_is_refused(path: Path, number: object) -> None:
     change(path, lambda content: content.update(format=number))
     assert f"has another format than {FORMAT}" in refusal(path)

@@ -17,7 +17,7 @@ from exhume import Checkpoint, InputError, Network, Problem, Reconstruction, Sel
 from exhume.candidates import Candidates
 from exhume.confidence import agreement, confidence
 from exhume.matching import match
-from exhume.methods import METHODS, resolve, subspace
+from exhume.methods import METHODS, resolve, subspace, trusted
 from exhume.methods.ground import EDGE, Search, Target, balanced_labels, implausible, total_variation
 from exhume.methods.pixels import ReferenceSearch
 from exhume.methods.subspace import HIDDEN, SubspaceSearch
@@ -147,9 +147,9 @@ def test_how_far_a_network_is_trusted_and_how_smooth_its_photographs_are(
 ) -> None:
     """Once decay has made all layers, contributions err by half; the prior is as strong against each layer's term."""
     victim = smooth_victim(photographs(60))
-    monkeypatch.setattr(subspace, "is_stationary", lambda *_: stationary)
+    monkeypatch.setattr(trusted, "is_stationary", lambda *_: stationary)
     search = subspace_search(victim, Reconstruction(images=60, dtype="float64", init_scale=1.0))
-    assert search.reading.smoothness == pytest.approx(layers * subspace.SMOOTHNESS)
+    assert search.reading.smoothness == pytest.approx(layers * trusted.SMOOTHNESS)
     with torch.no_grad():
         search.multipliers.values.mul_(1e6)  # so that the floor is not all there is
     search.objective()
@@ -162,7 +162,7 @@ def test_how_far_a_network_is_trusted_and_how_smooth_its_photographs_are(
 @pytest.mark.parametrize(
     ("images", "asked", "weight"),
     [
-        (photographs(60), None, 3 * subspace.SMOOTHNESS),
+        (photographs(60), None, 3 * trusted.SMOOTHNESS),
         (photographs(60), 1e-4, 1e-4),
         (photographs(60), 0.0, 0.0),
         (torch.rand(60, 3, 12, 12, generator=torch.Generator().manual_seed(0)) - 0.5, None, 0.0),
@@ -174,7 +174,7 @@ def test_how_far_a_network_is_trusted_and_how_smooth_its_photographs_are(
 def test_only_photographs_are_smoothed_unless_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, images: Tensor, asked: float | None, weight: float
 ) -> None:
-    monkeypatch.setattr(subspace, "is_stationary", lambda *_: True)
+    monkeypatch.setattr(trusted, "is_stationary", lambda *_: True)
     search = subspace_search(smooth_victim(images), Reconstruction(images=len(images), smoothness=asked))
     assert search.reading.smoothness == pytest.approx(weight)
 
@@ -220,8 +220,8 @@ DIGITS_MEAN = torch.linspace(0, 1, 144).pow(8).reshape(1, 12, 12)
 @pytest.mark.parametrize(
     ("centre", "asked", "weight"),
     [
-        (DIGITS_MEAN, {}, subspace.BILEVEL),
-        (1 - DIGITS_MEAN, {}, subspace.BILEVEL),
+        (DIGITS_MEAN, {}, trusted.BILEVEL),
+        (1 - DIGITS_MEAN, {}, trusted.BILEVEL),
         (DIGITS_MEAN, {"bilevel": 0.0}, 0.0),
         (DIGITS_MEAN, {"weighted": False}, 0.0),
         (torch.full((1, 12, 12), 0.4), {}, 0.0),

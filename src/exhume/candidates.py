@@ -26,6 +26,19 @@ class HistoryPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnownStart:
+    """What is read of a training whose initial weights are known.
+
+    left: share of them that weight decay has left in the trained ones; exact: whether what training added to the first
+    dense layer is made of few images and nothing else, as by gradient descent. It is not where steps were taken element
+    by element, as Adam's, where convolutions before it moved, or where there are more images than directions.
+    """
+
+    left: float
+    exact: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """What the attacker took for granted or read from the weights before searching.
 
@@ -34,7 +47,8 @@ class Reading:
     (0: not used); left_out: the strongest direction outside of it, as a share of the strongest of all (None: not used);
     layers: parameters whose stationarity was asked for; weighted: first layer's residual weighted by
     the error that training leaves behind;
-    smoothness: weight of the total variation; bilevel: weight of grey pixels.
+    smoothness: weight of the total variation; bilevel: weight of grey pixels; start: None where the initial weights
+    were not known.
     """
 
     images: int
@@ -45,6 +59,7 @@ class Reading:
     weighted: bool
     smoothness: float
     bilevel: float
+    start: KnownStart | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,3 +57,11 @@ def dense_behind(network: nn.Module) -> Behind | None:
         if dense is not None and len(dense.weights) > 1:
             return Behind(nn.Sequential(*before, *layers[:start]), dense)
     return None
+
+
+def dense_part(network: nn.Module) -> Dense | None:
+    """The dense layers of a network that is dense, or has dense layers behind others; None of any other."""
+    if (dense := as_dense(network)) is not None:
+        return dense
+    parts = dense_behind(network)
+    return parts.dense if parts else None

@@ -53,6 +53,10 @@ def doubt(reading: Reading, images: Images, residual: float, activation: str | N
             "it was calibrated for searches within a dense network's first layer",
         ),
         (activation != ACTIVATION, f"it was calibrated for {ACTIVATION}, and this network has {activation}"),
+        (
+            reading.start is not None and not reading.start.exact,
+            "it was calibrated for gradient descent, which leaves few directions, and training added more",
+        ),
         (reading.rank < FEW, f"only {reading.rank} directions stand out, among which searches agree by chance"),
         (hidden > SHOWN, "the first layer hides part of the images, and searches agree on a projection"),
         (not residual <= UNEXPLAINED, f"the candidates leave too much of the weights (residual {residual:.2f})"),

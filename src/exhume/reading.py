@@ -14,6 +14,12 @@ STATIONARY_ENERGY = 0.95
 """Share of a hidden layer's energy in its first `images` directions above which training has made it."""
 ROUNDING = 1e-5
 """Share of the largest singular value below which a float32 training leaves rounding."""
+FALL = 5.0
+"""Ratio of consecutive singular values that is no part of a spectrum, but its end."""
+EMPTY = 1e-3
+"""Norm of a column, of the largest, below which it is none."""
+FEWER = 0.95
+"""Share of the columns up to which directions are few."""
 NOISY = 0.05
 """Share of a layer's energy below which what looks like its initialisation may be anything."""
 UNBALANCED = 0.1
@@ -48,6 +54,22 @@ class Subspace:
             singular=self.singular[:rank],
             biased=self.biased,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directions:
+    """A matrix within its r strongest directions, W = U S V^T: basis V, [in, r]; first U S, [out, r]."""
+
+    basis: Float[Tensor, "in r"]
+    first: Float[Tensor, "out r"]
+
+
+def strongest(matrix: Float[Tensor, "out in"], rank: int) -> Directions:
+    """The `rank` strongest directions of a matrix, or all if it has fewer; computed in float64."""
+    left, singular, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return Directions(
+        basis=right[:rank].T.to(matrix.dtype).contiguous(), first=(left * singular)[:, :rank].to(matrix.dtype)
+    )
 
 
 def first_layer(dense: Dense) -> Tensor:
@@ -96,7 +118,18 @@ def _cliff(singular: Tensor, rank: int, floor: float) -> int:
     """Where weight decay has left nothing but rounding, which is no bulk, the rank ends at the fall into it."""
     ratios = singular[:rank] / singular[1 : rank + 1].clamp_min(1e-30)
     ratios = torch.where(singular[1 : rank + 1] < floor, ratios, 0)
-    return int(ratios.argmax()) + 1 if rank and ratios.amax() > 5 else rank
+    return int(ratios.argmax()) + 1 if rank and ratios.amax() > FALL else rank
+
+
+def ends(matrix: Float[Tensor, "rows columns"], singular: Float[Tensor, " k"]) -> bool:
+    """Whether a matrix is made of few directions: its singular values, in descending order, fall to rounding.
+
+    Columns that are next to nothing, pixels that no image shows, make an end of their own, and so do those that a
+    single image shows: nearly as many directions as columns are not few.
+    """
+    columns = matrix.norm(dim=0)
+    seen = singular[: int(FEWER * (columns > EMPTY * columns.max()).sum())]
+    return bool((seen[:-1] > FALL * seen[1:]).any())
 
 
 def _median_singular(rows: int, columns: int) -> float:

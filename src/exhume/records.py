@@ -22,7 +22,9 @@ from exhume.errors import InputError
 
 T = TypeVar("T")
 
-FORMAT = 2
+FORMAT = 3
+OLDER = 2
+"""A format that is read as well: what a record of it lacks came since, and its default says that it was not there."""
 _converter = make_converter(forbid_extra_keys=True)
 
 
@@ -63,7 +65,8 @@ def write(path: Path, record: Any) -> None:
 def read(path: Path, kind: type[T]) -> T:
     """Reads back a record of `kind`; an unknown, missing or mistyped key is an `InputError`."""
     content = _read_object(path)
-    if content.pop("format", None) != FORMAT:
+    written_as = content.pop("format", None)
+    if written_as not in (FORMAT, OLDER):
         raise InputError(f"{path} has another format than {FORMAT}, the one this version of exhume reads.")
     try:
         record = _converter.structure(content, kind)
@@ -72,6 +75,7 @@ def read(path: Path, kind: type[T]) -> T:
         raise InputError(f"{path} does not hold what is expected: {detail}.") from None
     # cattrs would take "7" or 7.5 for 7, and a default for a key that is not there
     again = _converter.unstructure(record)
+    again = _common(again, content) if written_as == OLDER else again
     for key in again:
         if key not in content or _canonical(again[key]) != _canonical(content[key]):
             raise InputError(f"{path} does not hold what is expected: a value is missing or of another type @ $.{key}.")
@@ -95,6 +99,13 @@ def _refuse_constant(name: str) -> None:
 
 def _what_is_wrong(error: BaseException, kind: Any) -> str:
     return str(error).removesuffix(".") if isinstance(error, InputError) else format_exception(error, kind)
+
+
+def _common(record: Any, content: Any) -> Any:
+    """What of a record is in a content, key by key."""
+    if not (isinstance(record, Mapping) and isinstance(content, Mapping)):
+        return record
+    return {key: _common(value, content[key]) for key, value in record.items() if key in content}
 
 
 def _canonical(content: Any) -> str:

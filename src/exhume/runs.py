@@ -53,11 +53,15 @@ class ProblemRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """training.json. While the training is under way, status is "running" and the margins are empty."""
+    """training.json. While the training is under way, status is "running" and the margins are empty.
+
+    initial: fingerprint of the network that the training began with; None: it began with fresh weights.
+    """
 
     problem: ProblemRecord
     network: Network
     training: Training
+    initial: str | None = None
     history: list[TrainingPoint]
     margins: list[float]
     status: str
@@ -69,10 +73,12 @@ class TrainingRecord:
 class CandidatesRecord:
     """candidates.json, beside the tensors images, labels, multipliers, explained and confidence.
 
+    initial: fingerprint of the weights that the attacker knew the training to have begun with; None: he knew none;
     chosen: by what a search chooses among such candidates, in words; None: they are not from a search.
     """
 
     checkpoint: str
+    initial: str | None = None
     reconstruction: Reconstruction
     reading: Reading
     history: list[HistoryPoint]
@@ -225,6 +231,7 @@ def candidates_record(
     checkpoint: str,
     device: torch.device,
     seconds: float,
+    initial: str | None = None,
     chosen: str | None = None,
 ) -> CandidatesRecord:
     """What to write of a reconstruction that has just ended.
@@ -235,6 +242,7 @@ def candidates_record(
     """
     return CandidatesRecord(
         checkpoint=checkpoint,
+        initial=initial,
         reconstruction=config,
         reading=candidates.reading,
         history=candidates.history,

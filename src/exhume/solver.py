@@ -15,6 +15,7 @@ from exhume.chains import as_dense
 from exhume.checkpoint import Checkpoint
 from exhume.confidence import agreement, confidence, doubt
 from exhume.errors import InputError
+from exhume.initialisation import change, halfway
 from exhume.methods import METHODS, resolve
 from exhume.methods.ground import Found, Reconstruction, Search, Target
 from exhume.networks import Task
@@ -29,6 +30,7 @@ def reconstruct(
     *,
     task: Task | None = None,
     centre: Float[Tensor, "c h w"] | None = None,
+    initial: Checkpoint | nn.Module | None = None,
     device: torch.device | str = "cpu",
     listener: Listener = silent,
     watch: Watch = lambda _: None,
@@ -42,15 +44,20 @@ def reconstruct(
         task, centre: needed for a module only: what its outputs mean, and around which image [c, h, w] to search (the
             training mean if the attacker knows it, else grey). It is not subtracted: a module takes images in [0, 1],
             and what its training subtracted must be its first layer's work.
+        initial: the weights that its training began with, if they are known: a public network that was fine-tuned, or
+            a seed's. Candidates then have to explain what training added, so it may have been of any kind.
         listener: told of the residual about a hundred times.
         watch: is given the candidates of the moment as often, those of the first search. What it or the listener
             raises ends the reconstruction.
 
     Raises:
-        InputError: task or centre is missing, or the settings do not fit the task. Divergence is a status.
+        InputError: task or centre is missing, the settings do not fit the task, or the initial weights do not fit the
+            trained ones. Divergence is a status.
     """
     config = config or Reconstruction()
     aim = _target(target, task, centre)
+    if initial is not None:
+        aim = _since(aim, initial.build() if isinstance(initial, Checkpoint) else initial)
     config = resolve(config, aim.task)
     aim = _moved(aim, getattr(torch, config.dtype or "float32"), torch.device(device))
     generator = torch.Generator().manual_seed(config.seed)
@@ -85,7 +92,7 @@ def _search(search: Search, target: Target, steps: int, listener: Listener, watc
         images=images,
         labels=((best.multipliers > 0).long() if signed else search.labels).cpu(),
         multipliers=best.multipliers.float().cpu(),
-        explained=_explained(target.network, best).float().cpu(),
+        explained=_explained(target, best).float().cpu(),
         confidence=images.new_full((len(images),), torch.nan),
         history=[point for point in history if math.isfinite(point.residual + point.penalty)],
         reading=search.reading,
@@ -178,25 +185,32 @@ def _target(target: Checkpoint | nn.Module, task: Task | None, centre: Tensor | 
     return Target(network=network, centre=centre, task=task, outputs=scores.shape[1])
 
 
+def _since(target: Target, initial: nn.Module) -> Target:
+    """The target of an attacker who knows what its training began with."""
+    added = change(target.network, initial)
+    return replace(target, network=halfway(target.network, initial), change=added)
+
+
 def _moved(target: Target, dtype: torch.dtype, device: torch.device) -> Target:
-    return Target(
-        network=target.network.to(device, dtype),
-        centre=target.centre.to(device, dtype),
-        task=target.task,
-        outputs=target.outputs,
+    if target.change is not None:
+        target.change.added.to(device, dtype)
+    return replace(target, network=target.network.to(device, dtype), centre=target.centre.to(device, dtype))
+
+
+def _explained(target: Target, found: Found) -> Tensor:
+    """Share of the squared norm of what is to be explained, v, that each candidate accounts for: <v, J_i^T d_i>."""
+    theta, along = (
+        {name: parameter.detach() for name, parameter in module.named_parameters()}
+        for module in (target.network, target.explained)
     )
 
-
-def _explained(network: nn.Module, found: Found) -> Tensor:
-    """Share of the parameters' squared norm that each candidate accounts for: <theta, J_i^T d_i> / norm(theta)^2."""
-    named = {name: parameter.detach() for name, parameter in network.named_parameters()}
-
-    def scores(*theta: Tensor) -> Tensor:
-        result: Tensor = torch.func.functional_call(network, dict(zip(named, theta, strict=True)), (found.images,))
+    def scores(*values: Tensor) -> Tensor:
+        named = dict(zip(theta, values, strict=True))
+        result: Tensor = torch.func.functional_call(target.network, named, (found.images,))
         return result
 
-    theta = tuple(named.values())
-    along: Tensor = torch.autograd.functional.jvp(scores, theta, theta)[1]  # type: ignore[no-untyped-call]
-    norm = torch.stack([parameter.pow(2).sum() for parameter in theta]).sum()
-    share: Tensor = (found.cotangents * along).sum(1) / norm
+    directions = tuple(along.values())
+    slope: Tensor = torch.autograd.functional.jvp(scores, tuple(theta.values()), directions)[1]  # type: ignore[no-untyped-call]
+    norm = torch.stack([direction.pow(2).sum() for direction in directions]).sum()
+    share: Tensor = (found.cotangents * slope).sum(1) / norm
     return share

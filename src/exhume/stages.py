@@ -50,6 +50,7 @@ def train_run(
     network: Network,
     training: Training,
     *,
+    initial: Checkpoint | None = None,
     device: str = "auto",
     overwrite: bool = False,
     listener: Listener = silent,
@@ -58,15 +59,18 @@ def train_run(
 
     Args:
         origin: the name and selection by which later stages load the problem again (`problems.locate`).
+        initial: the network to begin with; None: fresh weights.
 
     Raises:
-        InputError: the folder holds another training (unless `overwrite`), the loss does not fit or diverges.
+        InputError: the folder holds another training (unless `overwrite`), the loss or the initial network does not
+            fit, or the loss diverges.
     """
     place = choose_device(device)
     record = TrainingRecord(
         problem=_problem_record(problem, origin),
         network=network,
         training=replace(training, loss=resolve_loss(problem.task, training.loss)),
+        initial=initial.fingerprint if initial else None,
         history=[],
         margins=[],
         status="running",
@@ -84,7 +88,16 @@ def train_run(
             write(folder / "training.json", record)
             saved = time.monotonic()
 
-    trained = train(problem, training, network=network, device=place, listener=listener, resume=resume, keep=keep)
+    trained = train(
+        problem,
+        training,
+        network=network,
+        initial=initial,
+        device=place,
+        listener=listener,
+        resume=resume,
+        keep=keep,
+    )
     if trained.status == "diverged":
         remove_stage(folder, "training")
         raise InputError(trained.message)
@@ -125,6 +138,7 @@ def reconstruct_run(
     config: Reconstruction,
     *,
     foreign: Checkpoint | None = None,
+    initial: Checkpoint | None = None,
     device: str = "auto",
     overwrite: bool = False,
     listener: Listener = silent,
@@ -133,22 +147,26 @@ def reconstruct_run(
 
     Args:
         foreign: a checkpoint that was trained elsewhere; it is put into the folder.
+        initial: the weights that training began with, if they are known.
 
     Raises:
-        InputError: no checkpoint or another than `foreign`, or candidates of other settings are there already (unless
-            `overwrite`).
+        InputError: no checkpoint or another than `foreign`, initial weights of another network, or candidates of other
+            settings are there already (unless `overwrite`).
     """
     checkpoint, place = foreign or load_checkpoint(folder), choose_device(device)
     config = resolve(config, checkpoint.task)
-    path = folder / "candidates.json"
-    if path.exists() and not overwrite and read(path, CandidatesRecord).reconstruction != config:
+    path, known = folder / "candidates.json", initial.fingerprint if initial else None
+    before = read(path, CandidatesRecord) if path.exists() and not overwrite else None
+    if before is not None and (before.reconstruction, before.initial) != (config, known):
         raise InputError(f"{folder} already holds candidates of other settings; add --overwrite or use another folder.")
     if foreign is not None:
         _adopt(folder, foreign)
     start = time.perf_counter()
-    candidates = reconstruct(checkpoint, config, device=place, listener=listener)
+    candidates = reconstruct(checkpoint, config, initial=initial, device=place, listener=listener)
     seconds = time.perf_counter() - start
-    record = candidates_record(candidates, config, checkpoint=checkpoint.fingerprint, device=place, seconds=seconds)
+    record = candidates_record(
+        candidates, config, checkpoint=checkpoint.fingerprint, initial=known, device=place, seconds=seconds
+    )
     remove_stage(folder, "candidates")
     save_candidates(folder, candidates, record)
     return record
@@ -249,7 +267,7 @@ def _claim_training(folder: Path, record: TrainingRecord, overwrite: bool) -> Tr
         remove_stage(folder, "training")
         return None
     before = read(path, TrainingRecord)
-    if (before.problem, before.network, before.training) != (record.problem, record.network, record.training):
+    if any(getattr(before, part) != getattr(record, part) for part in ("problem", "network", "training", "initial")):
         raise InputError(f"{folder} already holds another training; add --overwrite or choose another folder.")
     state = folder / "training-state.safetensors"
     return load_state(state) if before.status == "running" and state.exists() else None

@@ -129,6 +129,7 @@ def train(
     config: Training | None = None,
     *,
     network: Network | None = None,
+    initial: Checkpoint | None = None,
     device: torch.device | str = "cpu",
     listener: Listener = silent,
     resume: TrainingState | None = None,
@@ -137,15 +138,20 @@ def train(
     """Trains `network` (None: the problem's own) on the problem's images by gradient descent.
 
     Args:
+        initial: a trained network to begin with (fine-tuning), centred as it is; None: fresh weights from the seed.
         listener: told of the progress at every evaluation.
         resume: goes on from here; the numbers are those of an uninterrupted training.
         keep: is given the state at every evaluation, to keep it for `resume`.
 
     Raises:
-        InputError: the loss does not fit the problem's task. Divergence is a status.
+        InputError: the loss does not fit the problem's task, or the initial network not the problem or `network`.
+            Divergence is a status.
     """
-    config, network = config or Training(), network or problem.network
-    session = _Session(problem, network, config, torch.device(device))
+    config = config or Training()
+    network = network or (problem.network if initial is None else initial.network)
+    if initial is not None:
+        _check_initial(initial, network, problem)
+    session = _Session(problem, network, config, torch.device(device), initial)
     history = session.resume(resume) if resume else []
     start = time.perf_counter() - (resume.seconds if resume else 0)
     every = config.evaluate_every or max(1, config.epochs // 100)
@@ -193,13 +199,18 @@ def _verdict(history: Sequence[TrainingPoint], config: Training) -> tuple[str, s
 class _Session:
     """A training under way: the module, its data on the device, the optimiser and the batches' generator."""
 
-    def __init__(self, problem: Problem, network: Network, config: Training, device: torch.device) -> None:
+    def __init__(
+        self, problem: Problem, network: Network, config: Training, device: torch.device, initial: Checkpoint | None
+    ) -> None:
         self.problem, self.network, self.config = problem, network, config
         self.loss = LOSSES[resolve_loss(problem.task, config.loss)].loss
         dtype = getattr(torch, config.dtype)
         self.generator = torch.Generator().manual_seed(config.seed)
-        centre = problem.images.to(dtype).mean(0)
-        self.module = build(network, centre, problem.outputs, self.generator).to(device)
+        if initial is None:
+            module = build(network, problem.images.to(dtype).mean(0), problem.outputs, self.generator)
+        else:
+            module = initial.build()
+        self.module = module.to(device, dtype)
         self.images, self.labels = problem.images.to(device, dtype), problem.labels.to(device)
         self.held_out, self.held_out_labels = problem.held_out.to(device, dtype), problem.held_out_labels.to(device)
         self.optimiser = _optimiser(list(self.module.parameters()), config)
@@ -331,6 +342,18 @@ class _Session:
         else:
             margins = -(scores[:, 0] - targets(scores, self.labels)).abs()
         return [float(margin) for margin in margins]
+
+
+def _check_initial(initial: Checkpoint, network: Network, problem: Problem) -> None:
+    """Raises `InputError` unless training on the problem can begin with it."""
+    if initial.network != network:
+        raise InputError("The network to begin with is another than the one that is asked for.")
+    wanted = (problem.task, problem.outputs, tuple(problem.images.shape[1:]))
+    if (initial.task, initial.outputs, initial.shape) != wanted:
+        raise InputError(
+            f"The network to begin with ({initial.task}, {initial.outputs} outputs, images {initial.shape}) does not "
+            f"fit the problem ({wanted[0]}, {wanted[1]}, {wanted[2]})."
+        )
 
 
 def _optimiser(parameters: list[nn.Parameter], config: Training) -> torch.optim.Optimizer:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from exhume.checkpoint import Checkpoint, load_state_dict
+from exhume.checkpoint import Checkpoint, load_checkpoint, load_state_dict
 from exhume.commands.screen import bars, console, heard, print_scores, print_search
 from exhume.errors import InputError, known
 from exhume.methods import Reconstruction
@@ -79,6 +79,8 @@ class Train:
     selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
     network: OmitArgPrefixes[Network] = field(default_factory=Network)
     training: OmitArgPrefixes[Training] = field(default_factory=Training)
+    initial: Path | None = None
+    """Begin with the network of this run instead of fresh weights: fine-tuning."""
     track: str | None = None
     """Log the progress in the run's folder tracking: tensorboard or wandb."""
     device: Device = "auto"
@@ -97,6 +99,7 @@ class Train:
                 origin,
                 self.network,
                 self.training,
+                initial=load_checkpoint(self.initial) if self.initial else None,
                 device=self.device,
                 overwrite=self.overwrite,
                 listener=listener,
@@ -109,7 +112,7 @@ class Train:
         )
 
     def defaults(self) -> "Train":
-        """What the flags override: the preset's settings, or else the problem's own network."""
+        """What the flags override: the preset's settings or else the problem's own network; the one to begin with."""
         name, _ = self._places()
         if self.preset is not None:
             preset = TRAININGS[known(self.preset, TRAININGS, "training preset")]
@@ -117,6 +120,8 @@ class Train:
             first = replace(self, selection=selection, network=preset.network, training=preset.training)
         else:
             first = replace(self, network=load_problem(name, self.selection).network, training=Training())
+        if self.initial is not None:
+            first = replace(first, network=load_checkpoint(self.initial).network)
         return replace(first, overwrite=False)  # a flag whose default is true could only be turned off
 
     def _places(self) -> tuple[str, Path]:
@@ -149,6 +154,8 @@ class Reconstruct:
     """With --checkpoint: its activation, a row of ACTIVATIONS."""
     centre: Path | None = None
     """With --checkpoint: the mean image its training subtracted, an .npy file; without: none was."""
+    initial: Path | None = None
+    """The weights that its training began with, if they are known: a run, or a .pt or .pth state dict."""
     track: str | None = None
     """Log the progress in the run's folder tracking: tensorboard or wandb."""
     device: Device = "auto"
@@ -163,6 +170,7 @@ class Reconstruct:
                 self.run,
                 self.reconstruction,
                 foreign=foreign,
+                initial=self._initial(foreign),
                 device=self.device,
                 overwrite=self.overwrite,
                 listener=listener,
@@ -179,6 +187,14 @@ class Reconstruct:
         centre = None if self.centre is None else load_centre(self.centre, self.shape)
         return load_state_dict(
             self.checkpoint, shape=self.shape, task=self.task, activation=self.activation, centre=centre
+        )
+
+    def _initial(self, foreign: Checkpoint | None) -> Checkpoint | None:
+        if self.initial is None or self.initial.is_dir():
+            return load_checkpoint(self.initial) if self.initial else None
+        trained = foreign or load_checkpoint(self.run)
+        return load_state_dict(
+            self.initial, shape=trained.shape, task=trained.task, activation=trained.network.activation
         )
 
     def defaults(self) -> "Reconstruct":

@@ -12,18 +12,29 @@ from torch.nn import functional
 
 from exhume.candidates import Reading
 from exhume.errors import InputError, check_seed
+from exhume.initialisation import Change
 from exhume.networks import Shape, Task
 from exhume.stationarity import OBJECTIVES, Objective
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What is attacked: a network in evaluation mode, its input's centre [c, h, w], task and number of outputs."""
+    """What is attacked: a network in evaluation mode, its input's centre [c, h, w], task and number of outputs.
+
+    network: where gradients are taken, the trained one or, if its start is known, one halfway to it; change: what
+    training has done to that start, None where it is unknown.
+    """
 
     network: nn.Module
     centre: Float[Tensor, "c h w"]
     task: Task
     outputs: int
+    change: Change | None = None
+
+    @property
+    def explained(self) -> nn.Module:
+        """The module whose parameters the candidates have to explain: all of theta, or what was added to its start."""
+        return self.network if self.change is None else self.change.added
 
     @property
     def shape(self) -> Shape:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from exhume.candidates import Reading
+from exhume.candidates import KnownStart, Reading
 from exhume.methods.ground import (
     Found,
     Multipliers,
@@ -36,7 +36,7 @@ class PixelSearch:
     ) -> None:
         assert config.init_scale is not None and config.sharpness is not None
         self.target, self.sharpness, self.residual = target, sharpness(config.sharpness), residual
-        named = [(name, p) for name, p in target.network.named_parameters() if p.requires_grad]
+        named = [(name, p) for name, p in target.explained.named_parameters() if p.requires_grad]
         self.parameters = [parameter.detach() for _, parameter in named]
         images, images_from = assumed_images(config, target, 0)
         self.reading = Reading(
@@ -48,6 +48,7 @@ class PixelSearch:
             weighted=False,
             smoothness=config.smoothness or 0.0,
             bilevel=0.0,
+            start=KnownStart(left=target.change.left, exact=False) if target.change else None,
         )
         self.labels = balanced_labels(target, config, self.reading.images)
         self.pixels = first_guess(

@@ -1,19 +1,17 @@
 """Our scheme for dense networks: a search in the data's own subspace, with the gradients written out."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from exhume.candidates import Reading
+from exhume.chains import dense_part
 from exhume.methods.ground import (
     Found,
     Multipliers,
     Reconstruction,
     Target,
-    assumed_images,
     balanced_labels,
-    black_or_white,
     falling,
     first_guess,
     grey,
@@ -21,17 +19,9 @@ from exhume.methods.ground import (
     implausible,
     snapshot,
 )
+from exhume.methods.trusted import read_weights
 from exhume.networks import CentredNetwork
-from exhume.reading import (
-    SMOOTH_DIRECTIONS,
-    SMOOTH_ROUGHNESS,
-    Subspace,
-    bulk_noise,
-    first_layer,
-    is_stationary,
-    roughness,
-    spectrum_of,
-)
+from exhume.reading import Directions, first_layer
 from exhume.residual import Weighting, change_by_sum, left_behind, relative_residual
 from exhume.stationarity import Dense, Term, dense_terms, product, scale_free, summed
 
@@ -40,16 +30,14 @@ LEFT_BEHIND = 0.26
 half of it where weight decay has made all layers stationary."""
 FLOOR = 0.02
 """Error of the first layer that no candidate explains, of its root mean square."""
+INEXACT = (0.5, 0.2)
+"""Both where training from a known start was not gradient descent. Chosen by experiment (see the log)."""
 COMMON = 0.1
 """Error that neurons have in common at the end of the search, of what a direction of the neurons has in the weighted
 layer. Its square grows from 0 in a line: these directions lead a search from its random start. Chosen by experiment."""
 HIDDEN = 20.0
 """Weight of the hidden layers' equations, times candidates over neurons, over what the weighted first layer has in all
 before common errors are taken off. Chosen by experiment (see the log), before these were thought of."""
-SMOOTHNESS = 4e-6
-"""Weight of a photograph's total variation against one layer's residual. Chosen by experiment (see the log)."""
-BILEVEL = 5.0
-"""Weight of grey in images that are black or white, against the weighted error. Chosen by experiment (see the log)."""
 REWEIGHTED = 25
 """Evaluations after which the weighting is taken anew from the candidates."""
 
@@ -69,12 +57,19 @@ class SubspaceSearch:
         """pictures: whether the first layer sees images, so that its directions are pictures themselves."""
         assert config.init_scale is not None and config.sharpness is not None and config.steps is not None
         self.target, self.sharpness = target, scale_free(config.sharpness)
-        read = read_weights(target, dense, config, pictures=pictures)
+        explained = dense_part(target.explained)
+        assert explained is not None
+        read = read_weights(target, explained, config, pictures=pictures)
         self.subspace, self.reading = read.subspace, read.reading
         self.stationary, self.noisy = read.stationary, read.noisy
-        self.dense = Dense([self.subspace.first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
+        start = self.reading.start
+        usual = LEFT_BEHIND / 2 if self.stationary else LEFT_BEHIND, FLOOR
+        self.error, self.floor = usual if start is None or start.exact else INEXACT
+        self.dense = _seen_in(self.subspace.first, explained)
         self.precision = fast_products(self.subspace.first)
-        self.products = self.dense.multiplied_in(self.precision)
+        here = self.dense if target.change is None else _seen_in(first_layer(dense) @ self.subspace.basis, dense)
+        self.products = here.multiplied_in(self.precision)
+        self.added = [AddedLayer(added, self.precision) for added in read.added]
         self.steps, self.evaluations = config.steps, 0
         self.weighting: Weighting | None = None
         self.hidden: Tensor | float = 0.0
@@ -100,10 +95,10 @@ class SubspaceSearch:
 
     def objective(self) -> tuple[Tensor, Tensor]:
         coordinates, images, against = self._look()
-        count = None if self.stationary else 1 + len(self.noisy)
+        count = None if self.stationary else 1 + len(self.noisy) + len(self.added)
         terms = dense_terms(self.products, coordinates, self.multipliers.cotangents, self.sharpness, count=count)
         if self.reading.weighted and self.evaluations % REWEIGHTED == 0:
-            self._reweigh(terms[0])
+            self._reweigh(terms)
         self.evaluations += 1
         gradients = summed(self.products, terms if self.stationary else terms[:1])
         parameters = self.dense.parameters[: len(gradients)]
@@ -112,23 +107,30 @@ class SubspaceSearch:
         for layer, row in enumerate(self.noisy, start=1):
             change = change_by_sum(self.products.weights[layer], self.products.biases[layer], terms[layer])
             residual = residual + self.hidden * (row.added + change / row.noise**2)
+        if self.added:
+            of_added = [layer.residual(term) for layer, term in zip(self.added, terms[1:], strict=True)]
+            residual = torch.stack([residual, *of_added]).mean()
         penalty = self.multipliers.penalty() + against + implausible(images, self.reading.smoothness)
         return residual, penalty + self.bilevel * grey(images) if self.reading.bilevel else penalty
 
     @torch.no_grad()
-    def _reweigh(self, term: Term) -> None:
-        """Takes the weighting of the first layer, and what counts against it, from the candidates."""
+    def _reweigh(self, terms: Sequence[Term]) -> None:
+        """Takes the weightings, and what counts against the first layer's, from the candidates."""
+        term = terms[0]
         if not (term.delta.isfinite().all() and term.inputs.isfinite().all()):
             return  # a divergence is seen in the residual
+        common = COMMON * min(self.evaluations / self.steps, 1) ** 0.5
         self.weighting = left_behind(
             self.subspace.first,
             term.delta,
             term.inputs,
-            error=LEFT_BEHIND / 2 if self.stationary else LEFT_BEHIND,
-            floor=FLOOR,
-            common=COMMON * min(self.evaluations / self.steps, 1) ** 0.5,
+            error=self.error,
+            floor=self.floor,
+            common=common,
             precision=self.precision,
         )
+        for added, behind in zip(self.added, terms[1:], strict=False):
+            added.reweigh(behind, self.error, self.floor, common)
         self.hidden = HIDDEN * len(self.labels) / term.delta.shape[1] / self.weighting.of_columns
         self.bilevel = self.reading.bilevel / self.weighting.of_all
 
@@ -143,86 +145,27 @@ class SubspaceSearch:
         return snapshot(self.target, self._images(self.variables.dtype)[0], self.multipliers)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoisyLayer:
-    """A hidden layer W that still shows its initialisation.
+class AddedLayer:
+    """What training added to a hidden layer, judged within its strongest directions as the first layer is."""
 
-    noise: standard deviation of the initial weights; added: norm(W)^2 / noise^2 less the number of entries, on average
-    0 for noise alone, so what candidates have to explain of the layer.
-    """
+    def __init__(self, directions: Directions, precision: torch.dtype) -> None:
+        self.first, self.basis = directions.first, directions.basis.to(precision)
+        self.weighting: Weighting | None = None
 
-    noise: float
-    added: float
+    def residual(self, term: Term) -> Tensor:
+        found = product(term.delta.T, product(term.inputs, self.basis).to(self.basis.dtype))
+        return relative_residual([self.first], [found], [self.weighting])
 
-
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """What is read from the weights.
-
-    stationary: all layers are what the data made them; noisy: otherwise, the hidden layers from the second on, empty
-    where their initialisation is not told or not asked for.
-    """
-
-    subspace: Subspace
-    stationary: bool
-    noisy: list[NoisyLayer]
-    reading: Reading
-
-
-def read_weights(target: Target, dense: Dense, config: Reconstruction, *, pictures: bool = True) -> Read:
-    """Reads subspace, number of images, trusted layers, weighting and priors from the weights and the mean alone.
-
-    Args:
-        pictures: whether directions are pictures, which tell photographs; where they are not, images are smoothed.
-    """
-    read, space = spectrum_of(dense)
-    images, images_from = assumed_images(config, target, read)
-    rank = min(max(read, images), *first_layer(dense).shape)
-    left_out = space.singular[rank : rank + 1].sum() / space.singular[0].clamp_min(1e-30)
-    space = space.leading(rank)
-    stationary = is_stationary(dense, images)
-    shown = min(target.shape[1:]) >= 3
-    smooth = shown and (
-        not pictures
-        or (
-            rank >= SMOOTH_DIRECTIONS
-            and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
+    def reweigh(self, term: Term, error: float, floor: float, common: float) -> None:
+        self.weighting = left_behind(
+            self.first,
+            term.delta,
+            product(term.inputs, self.basis),
+            error=error,
+            floor=floor,
+            common=common,
+            precision=self.basis.dtype,
         )
-    )
-    bilevel = BILEVEL * (shown and not smooth and black_or_white(target.centre))
-    trusted = len(dense.weights) if stationary else 1  # the residual is a sum over them
-    weighted = config.weighted is not False
-    noisy = noisy_layers(dense) if weighted and not stationary else []
-    known = {parameter.data_ptr(): name for name, parameter in target.network.named_parameters()}
-    names = [known[parameter.data_ptr()] for parameter in dense.parameters]
-    first = 1 + (dense.biases[0] is not None)
-    hidden = [name for name in names[first:] if name.endswith("weight")][: len(noisy)]
-    return Read(
-        subspace=space,
-        stationary=stationary,
-        noisy=noisy,
-        reading=Reading(
-            images=images,
-            images_from=images_from,
-            rank=rank,
-            left_out=left_out.item(),
-            layers=names if stationary else names[:first] + hidden,
-            weighted=weighted,
-            smoothness=config.smoothness if config.smoothness is not None else trusted * SMOOTHNESS * smooth,
-            bilevel=(config.bilevel if config.bilevel is not None else bilevel) * weighted,
-        ),
-    )
-
-
-def noisy_layers(dense: Dense) -> list[NoisyLayer]:
-    """The hidden layers from the second on, if all of them show what initialisation has left."""
-    rows = []
-    for weight in dense.weights[1:-1]:
-        noise = bulk_noise(weight)
-        if noise is None:
-            return []
-        rows.append(NoisyLayer(noise=noise, added=weight.pow(2).sum().item() / noise**2 - weight.numel()))
-    return rows
 
 
 def fast_products(like: Tensor) -> torch.dtype:
@@ -239,6 +182,11 @@ def fast_products(like: Tensor) -> torch.dtype:
         else units.get("amx_bf16", False) or units.get("avx512_bf16", False)
     )
     return torch.bfloat16 if fast else torch.float32
+
+
+def _seen_in(first: Tensor, dense: Dense) -> Dense:
+    """A chain whose first layer, [W | b], takes coordinates in a basis: [width, r]."""
+    return Dense([first, *dense.weights[1:]], [None, *dense.biases[1:]], dense.activation)
 
 
 def _subtracted(target: Target) -> Tensor:
