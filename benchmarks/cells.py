@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from exhume.checkpoint import load_checkpoint
+from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.commands.screen import bars
 from exhume.errors import InputError
 from exhume.losses import resolve_loss
@@ -28,7 +28,10 @@ Row = Mapping[str, Value]
 
 @dataclass(frozen=True)
 class Target:
-    """A network to train and attack; classes: only the first so many; data_dir: where the data are, as for a run."""
+    """A network to train and attack; classes: only the first so many; data_dir: where the data are, as for a run.
+
+    start: the network that the training begins with, and the attacker knows; None: fresh weights, which he does not.
+    """
 
     problem: str
     per_class: int
@@ -36,6 +39,12 @@ class Target:
     network: Network | None = None
     classes: int | None = None
     data_dir: str | None = None
+    start: "Target | None" = None
+
+
+def start_of(folder: Path, target: Target) -> Checkpoint | None:
+    """The network that a target's training began with, from its run within the target's; None: fresh weights."""
+    return load_checkpoint(folder / "start") if target.start else None
 
 
 def train_once(folder: Path, target: Target, seed: int, device: str) -> None:
@@ -44,32 +53,46 @@ def train_once(folder: Path, target: Target, seed: int, device: str) -> None:
     Raises:
         InputError: the data are not at hand, or the training diverged.
     """
+    if target.start is not None:
+        train_once(folder / "start", target.start, seed, device)
+    initial = start_of(folder, target)
     selection = Selection(per_class=target.per_class, classes=target.classes, data_dir=target.data_dir)
     origin = locate(target.problem, selection)
     problem = load_problem(*origin)
-    network = target.network or problem.network
+    network = target.network or (initial.network if initial else problem.network)
     training = replace(target.training, seed=seed, loss=resolve_loss(problem.task, target.training.loss))
     before = known_record(folder / "training.json", TrainingRecord)
     same = (
         before is not None
         and before.problem.fingerprint == problem.fingerprint
         and (before.network, before.training) == (network, training)
+        and before.initial == (initial.fingerprint if initial else None)
     )
     if not (same and _finished(folder)):
         overwrite = not (same and before.problem.source == problem.source)
         with bars() as listener:
-            train_run(folder, problem, origin, network, training, device=device, overwrite=overwrite, listener=listener)
+            train_run(
+                folder,
+                problem,
+                origin,
+                network,
+                training,
+                initial=initial,
+                device=device,
+                overwrite=overwrite,
+                listener=listener,
+            )
 
 
-def reconstruct_anew(folder: Path, config: Reconstruction, device: str) -> None:
+def reconstruct_anew(folder: Path, config: Reconstruction, device: str, initial: Checkpoint | None = None) -> None:
     """Reconstructs from the folder's checkpoint, whatever was there before, with a progress bar."""
     with bars() as listener:
-        reconstruct_run(folder, config, device=device, overwrite=True, listener=listener)
+        reconstruct_run(folder, config, initial=initial, device=device, overwrite=True, listener=listener)
 
 
-def attack(folder: Path, config: Reconstruction, device: str) -> ScoresRecord:
+def attack(folder: Path, config: Reconstruction, device: str, initial: Checkpoint | None = None) -> ScoresRecord:
     """The same, and scores."""
-    reconstruct_anew(folder, config, device)
+    reconstruct_anew(folder, config, device, initial)
     return score_run(folder)
 
 

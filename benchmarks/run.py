@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from cells import Target, attack, train_once
+from cells import Target, attack, start_of, train_once
 from exhume.matching import match
 from exhume.methods import Reconstruction
 from exhume.networks import Network
@@ -26,8 +26,20 @@ DECAY = Training(lr=0.05, momentum=0.9, epochs=10_000, weight_decay=2e-3)
 NO_DECAY = Training(lr=0.5, epochs=1000)
 LONG = Training(lr=0.5, lr_over_loss=1e-3, epochs=20_000, stop_loss=1e-12, evaluate_every=50)
 ORDINARY = Training(optimiser="adam", lr=1e-3, batch_size=32, epochs=500, evaluate_every=1, patience=10)
+BATCHES = Training(lr=0.1, batch_size=32, epochs=500, evaluate_every=1, patience=10)
 DEFAULT_INIT = Network(init_scale=None)
 CNN = Network(kind="cnn", channels=(32, 64), widths=(1000,), init_scale=None)
+PUBLIC = str(Path(__file__).with_name("public_photographs.py"))
+EVERYDAY = Network(init_scale=None, bias="all")
+
+
+def known(problem: str, per_class: int, training: Training, network: Network = EVERYDAY) -> Target:
+    """An everyday training whose fresh weights the attacker knows: those of its seed."""
+    fresh = Target(problem, per_class, replace(training, epochs=0), network)
+    return Target(problem, per_class, training, start=fresh)
+
+
+SMALL_CNN = Network(kind="cnn", channels=(32, 64), widths=(100,), init_scale=None, bias="all")
 TARGETS = {
     "demo": Target("mnist-digits", 10, TRAININGS["demo"].training, TRAININGS["demo"].network),
     "b1": Target("mnist-odd-even", 50, replace(DECAY, loss="mse", lr=0.02, epochs=50_000), DEFAULT_INIT),
@@ -46,9 +58,23 @@ TARGETS = {
         DEFAULT_INIT,
     ),
     "b9": Target("faces", 50, replace(DECAY, lr=0.02, epochs=20_000)),
-    "b10": Target("mnist-digits", 10, ORDINARY, Network(init_scale=None, bias="all")),
+    "b10": Target("mnist-digits", 10, ORDINARY, EVERYDAY),
     "cnn": Target("mnist-digits", 10, DECAY, CNN),
     "cnn-photographs": Target("cifar10-multiclass", 10, DECAY, CNN),
+    "b10-known": known("mnist-digits", 10, ORDINARY),
+    "known": known("mnist-digits", 10, BATCHES),
+    "known-500": known("mnist-digits", 50, BATCHES),
+    "known-photographs": known("cifar10-multiclass", 50, replace(BATCHES, lr=0.03)),
+    "known-binary": known("cifar10-vehicles-animals", 250, replace(BATCHES, lr=0.03)),
+    "known-cnn": known("mnist-digits", 10, BATCHES, replace(CNN, bias="all")),
+    "known-cnn-photographs": known("cifar10-multiclass", 10, replace(BATCHES, lr=0.03), replace(CNN, bias="all")),
+    "known-faces": known("faces", 50, replace(BATCHES, lr=0.03), SMALL_CNN),
+    "tuned": Target(
+        "cifar10-multiclass",
+        10,
+        replace(BATCHES, lr=0.03),
+        start=Target(PUBLIC, 200, replace(BATCHES, lr=0.03), EVERYDAY),
+    ),
 }
 """Sized for a CPU. Named as in RESULTS.md."""
 SURE = 0.9
@@ -86,7 +112,7 @@ def row(name: str, target: Target, seed: int, device: str, restarts: int | None)
     """One line of the table."""
     folder = Path("runs/benchmarks") / f"{name}-{seed}"
     train_once(folder, target, seed, device)
-    scores = attack(folder, Reconstruction(seed=seed, restarts=restarts), device)
+    scores = attack(folder, Reconstruction(seed=seed, restarts=restarts), device, start_of(folder, target))
     candidates, found = load_candidates(folder)
     problem = load_truth(read_training(folder))
     sure, told = candidates.confidence >= SURE, bool(candidates.confidence.isfinite().any())

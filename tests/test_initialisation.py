@@ -115,9 +115,11 @@ def test_ordinary_training_from_a_known_start_gives_most_digits_away(
 
     count, control = came_out(fresh(problem))
     assert count >= least and control <= 1
-    assert max(came_out(None)) <= 1
-    if exact:  # Adam goes so far that another start is little beside it
-        assert max(came_out(fresh(problem, seed=1))) <= 2
+    if exact:  # Adam goes so far that any start is little beside it
+        assert max(*came_out(None), *came_out(fresh(problem, seed=1))) <= 2
+    else:
+        count, control = came_out(None)
+        assert count >= 8 and control <= 1
     start = exhume.reconstruct(trained, replace(config, steps=1), initial=fresh(problem)).reading.start
     assert start is not None and start.exact == exact
 
@@ -169,7 +171,7 @@ def test_a_training_with_another_start_is_another_training(tuned: Callable[[str]
 
 
 def test_a_start_may_be_a_state_dict(tuned: Callable[[str], int]) -> None:
-    weights = load_checkpoint("start").weights
+    weights = load_checkpoint("start").build().layers.state_dict()
     torch.save(weights, "start.pt")
     assert tuned("reconstruct tuned --steps 3 --initial start.pt") == 0
     assert torch.save({"0.weight": torch.zeros(10, 784)}, "other.pt") is None

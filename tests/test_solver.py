@@ -70,10 +70,10 @@ def test_hidden_layers_count_above_the_noise_of_their_initialisation(
     search = subspace_search(victim, Reconstruction(images=10, dtype="float64", init_scale=10.0))
     with torch.no_grad():
         search.multipliers.values.mul_(300)  # so that there is something to explain the layers with
-    monkeypatch.setattr(subspace, "COMMON", 10.0)
+    monkeypatch.setattr(subspace, "COMMON", 1000.0)
     search.evaluations = 500  # at first no error is taken to be common to neurons
     residual, _ = search.objective()
-    terms = dense_terms(search.dense, search.variables, search.multipliers.cotangents, search.sharpness)
+    terms = dense_terms(search.products, search.variables, search.multipliers.cotangents, search.sharpness)
     first, *hidden = [(w, t.delta.T @ t.inputs) for w, t in zip(search.dense.weights[:-1], terms, strict=False)]
     assert search.weighting is not None and len(hidden) == len(widths) - 1
     scale = (first[0] @ search.weighting.columns).square().sum()
@@ -96,9 +96,9 @@ def test_hidden_layers_count_above_the_noise_of_their_initialisation(
 
 def weighting_of(search: SubspaceSearch, error: float, common: float) -> Weighting:
     """What a search in float64 should have taken from its candidates."""
-    term = dense_terms(search.dense, search.variables, search.multipliers.cotangents, search.sharpness)[0]
+    term = dense_terms(search.products, search.variables, search.multipliers.cotangents, search.sharpness)[0]
     first, delta, inputs = search.subspace.first, term.delta.detach(), term.inputs.detach()
-    return left_behind(first, delta, inputs, error=error, floor=subspace.FLOOR, common=common, precision=torch.float64)
+    return left_behind(first, delta, inputs, error=error, floor=search.floor, common=common, precision=torch.float64)
 
 
 @pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.25, 0.5), (1.0, 1.0)])
@@ -111,7 +111,7 @@ def test_errors_come_to_be_common_to_neurons_in_the_course_of_a_search(
     search = subspace_search(victim, Reconstruction(images=10, steps=200, dtype="float64", init_scale=10.0))
     search.evaluations = round(progress * 200)
     search.objective()
-    expected = weighting_of(search, subspace.LEFT_BEHIND, 10.0 * share)
+    expected = weighting_of(search, trusted.LEFT_BEHIND, 10.0 * share)
     assert search.weighting is not None and (len(expected.discounted) > 0) == (share > 0)
     torch.testing.assert_close(search.weighting.of_all, expected.of_all)
     torch.testing.assert_close(*(w.discounted.T @ w.discounted for w in (search.weighting, expected)))

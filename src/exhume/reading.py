@@ -78,13 +78,16 @@ def first_layer(dense: Dense) -> Tensor:
     return dense.weights[0] if bias is None else torch.cat([dense.weights[0], bias[:, None]], 1)
 
 
-def bulk_noise(matrix: Float[Tensor, "rows columns"]) -> float | None:
+def bulk_noise(matrix: Float[Tensor, "rows columns"], singular: Tensor | None = None) -> float | None:
     """Standard deviation of the entries that an initialisation left in a matrix.
 
     None where too little of it is left to be told from what training has added: of the directions, or of the energy.
+
+    Args:
+        singular: all its singular values in descending order, if they are known.
     """
     rows, columns = matrix.shape
-    singular = torch.linalg.svdvals(matrix)
+    singular = torch.linalg.svdvals(matrix) if singular is None else singular
     rank = bulk_rank(singular, (rows, columns))
     if rank > min(rows, columns) / 2:
         return None

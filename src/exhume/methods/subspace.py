@@ -25,13 +25,6 @@ from exhume.reading import Directions, first_layer
 from exhume.residual import Weighting, change_by_sum, left_behind, relative_residual
 from exhume.stationarity import Dense, Term, dense_terms, product, scale_free, summed
 
-LEFT_BEHIND = 0.26
-"""Error of a candidate's own contribution to a neuron, of its root mean square (measured at the truth: see the log);
-half of it where weight decay has made all layers stationary."""
-FLOOR = 0.02
-"""Error of the first layer that no candidate explains, of its root mean square."""
-INEXACT = (0.5, 0.2)
-"""Both where training from a known start was not gradient descent. Chosen by experiment (see the log)."""
 COMMON = 0.1
 """Error that neurons have in common at the end of the search, of what a direction of the neurons has in the weighted
 layer. Its square grows from 0 in a line: these directions lead a search from its random start. Chosen by experiment."""
@@ -62,12 +55,11 @@ class SubspaceSearch:
         read = read_weights(target, explained, config, pictures=pictures)
         self.subspace, self.reading = read.subspace, read.reading
         self.stationary, self.noisy = read.stationary, read.noisy
-        start = self.reading.start
-        usual = LEFT_BEHIND / 2 if self.stationary else LEFT_BEHIND, FLOOR
-        self.error, self.floor = usual if start is None or start.exact else INEXACT
+        self.error, self.floor = read.errors
         self.dense = _seen_in(self.subspace.first, explained)
         self.precision = fast_products(self.subspace.first)
-        here = self.dense if target.change is None else _seen_in(first_layer(dense) @ self.subspace.basis, dense)
+        explained_as_it_is = target.change is None and not read.rescaled
+        here = self.dense if explained_as_it_is else _seen_in(first_layer(dense) @ self.subspace.basis, dense)
         self.products = here.multiplied_in(self.precision)
         self.added = [AddedLayer(added, self.precision) for added in read.added]
         self.steps, self.evaluations = config.steps, 0

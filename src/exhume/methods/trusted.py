@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from exhume.candidates import KnownStart, Reading
 from exhume.methods.ground import Reconstruction, Target, assumed_images, black_or_white
@@ -22,6 +22,13 @@ from exhume.reading import (
 )
 from exhume.stationarity import Dense
 
+LEFT_BEHIND = 0.26
+"""Error of a candidate's own contribution to a neuron, of its root mean square (measured at the truth: see the log);
+half of it where weight decay has made all layers stationary."""
+FLOOR = 0.02
+"""Error of the first layer that no candidate explains, of its root mean square; more where its initialisation shows."""
+INEXACT = (0.5, 0.2)
+"""Both where training from a known start was not gradient descent. Chosen by experiment (see the log)."""
 SMOOTHNESS = 4e-6
 """Weight of a photograph's total variation against one layer's residual. Chosen by experiment (see the log)."""
 BILEVEL = 5.0
@@ -44,15 +51,19 @@ class NoisyLayer:
 class Read:
     """What is read from the weights.
 
+    rescaled: the subspace is that of a first layer whose columns were made as large as pixels vary;
     stationary: all layers are what the data made them, and are asked for as they are; otherwise, of the hidden layers
     from the second on, noisy: what is told of their initialisation, empty where it is not or not asked for; added:
-    where the initial weights are known, the strongest directions of what training added to each.
+    where the initial weights are known, the strongest directions of what training added to each;
+    errors: of a candidate's contribution, and of what no candidate explains, of their root mean squares.
     """
 
     subspace: Subspace
+    rescaled: bool
     stationary: bool
     noisy: list[NoisyLayer]
     added: list[Directions]
+    errors: tuple[float, float]
     reading: Reading
 
 
@@ -63,61 +74,95 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction, *, pictur
         dense: what the candidates have to explain, all of the weights or what training has added to known ones.
         pictures: whether directions are pictures, which tell photographs; where they are not, images are smoothed.
     """
+    first, weighted = first_layer(dense), config.weighted is not False
     read, space = spectrum_of(dense)
-    start = (
-        KnownStart(left=target.change.left, exact=ends(first_layer(dense), space.singular)) if target.change else None
-    )
-    if start and not start.exact:
-        read, space = 0, spectrum_of(as_pixels_vary(dense, target.centre) if pictures else dense)[1]
+    start, noise = None, None
+    if target.change is None:
+        noise = bulk_noise(first, space.singular)
+    else:
+        exact = ends(first, space.singular) and (pictures or only_dense_moved(target.explained, dense))
+        start, read = KnownStart(left=target.change.left, exact=exact), read * exact
+    rescaled = pictures and (noise is not None or (start is not None and not start.exact))
+    if rescaled:
+        scaled = as_pixels_vary(dense, target.centre)
+        noise = noise and noise * float(first_layer(scaled).norm() / first.norm())
+        space = spectrum_of(scaled)[1]
     images, images_from = assumed_images(config, target, read)
-    rank = min(max(read, images), *first_layer(dense).shape)
+    rank = min(max(read, images), *first.shape)
     left_out = space.singular[rank : rank + 1].sum() / space.singular[0].clamp_min(1e-30)
     space = space.leading(rank)
-    weighted = config.weighted is not False
     stationary = not weighted if start else is_stationary(dense, images)
-    shown = min(target.shape[1:]) >= 3
-    smooth = shown and (
-        not pictures
-        or (
-            rank >= SMOOTH_DIRECTIONS
-            and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
-        )
-    )
-    bilevel = BILEVEL * (shown and not smooth and black_or_white(target.centre))
     noisy = noisy_layers(dense) if weighted and not stationary and not start else []
     added = [strongest(weight, rank) for weight in dense.weights[1:-1]] if weighted and start else []
+    smoothness, bilevel = priors(target, space, pictures=pictures)
     trusted = len(dense.weights) if stationary else 1  # the residual is a sum over them
-    named = {parameter.data_ptr(): name for name, parameter in target.explained.named_parameters()}
-    names = [named[parameter.data_ptr()] for parameter in dense.parameters]
-    first = 1 + (dense.biases[0] is not None)
-    hidden = [name for name in names[first:] if name.endswith("weight")][: len(noisy or added)]
     return Read(
         subspace=space,
+        rescaled=rescaled,
         stationary=stationary,
         noisy=noisy,
         added=added,
+        errors=errors(space, noise, stationary=stationary, exact=start is None or start.exact),
         reading=Reading(
             images=images,
             images_from=images_from,
             rank=rank,
             left_out=left_out.item(),
-            layers=names if stationary else names[:first] + hidden,
+            layers=asked_for(target, dense, len(noisy or added), all_of_them=stationary),
             weighted=weighted,
-            smoothness=config.smoothness if config.smoothness is not None else trusted * SMOOTHNESS * smooth,
+            smoothness=config.smoothness if config.smoothness is not None else trusted * smoothness,
             bilevel=(config.bilevel if config.bilevel is not None else bilevel) * weighted,
             start=start,
         ),
     )
 
 
+def only_dense_moved(added: nn.Module, dense: Dense) -> bool:
+    """Whether training added nothing to what stands before the dense layers, so that features stayed what they were."""
+    own = {parameter.data_ptr() for parameter in dense.parameters}
+    return not any(parameter.any() for parameter in added.parameters() if parameter.data_ptr() not in own)
+
+
 def as_pixels_vary(dense: Dense, centre: Float[Tensor, "c h w"]) -> Dense:
     """A chain with the columns of its first layer as large as pixels vary, at most, about this mean m: sqrt(m (1 - m)).
 
     Steps element by element (Adam's) divide what an image adds by the size of all that was added there, nearly that of
-    the neuron times that of the pixel; the former is left to the weighting.
+    the neuron times that of the pixel; the former is left to the weighting. An initialisation that is still there is as
+    strong where pixels never vary as where they do.
     """
     deviation = (centre * (1 - centre)).clamp_min(0).sqrt().flatten()
     return dense if not deviation.any() else replace(dense, weights=[dense.weights[0] * deviation, *dense.weights[1:]])
+
+
+def errors(space: Subspace, noise: float | None, *, stationary: bool, exact: bool) -> tuple[float, float]:
+    """The errors by which the first layer is weighted; noise: standard deviation of what its initialisation left."""
+    if not exact:
+        return INEXACT
+    left = noise / float(space.first.pow(2).mean().sqrt()) if noise is not None else 0.0
+    return LEFT_BEHIND / 2 if stationary else LEFT_BEHIND, max(FLOOR, left)
+
+
+def priors(target: Target, space: Subspace, *, pictures: bool) -> tuple[float, float]:
+    """Weights of total variation and of grey: photographs are flat with edges, digits black or white."""
+    shown = min(target.shape[1:]) >= 3
+    smooth = shown and (
+        not pictures
+        or (
+            len(space.singular) >= SMOOTH_DIRECTIONS
+            and roughness(space.leading(SMOOTH_DIRECTIONS).basis, target.shape) < SMOOTH_ROUGHNESS
+        )
+    )
+    return SMOOTHNESS * smooth, BILEVEL * (shown and not smooth and black_or_white(target.centre))
+
+
+def asked_for(target: Target, dense: Dense, hidden: int, *, all_of_them: bool) -> list[str]:
+    """Names of the parameters whose condition is asked for: all, or the first layer's and those of hidden weights."""
+    known = {parameter.data_ptr(): name for name, parameter in target.explained.named_parameters()}
+    names = [known[parameter.data_ptr()] for parameter in dense.parameters]
+    first = 1 + (dense.biases[0] is not None)
+    return (
+        names if all_of_them else names[:first] + [name for name in names[first:] if name.endswith("weight")][:hidden]
+    )
 
 
 def noisy_layers(dense: Dense) -> list[NoisyLayer]:
