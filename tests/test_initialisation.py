@@ -78,6 +78,19 @@ def test_few_directions_end_and_what_no_pixel_shows_is_no_end(empty: int) -> Non
     assert not ends(many, torch.linalg.svdvals(many))
 
 
+def test_neurons_that_never_fire_and_one_strong_direction_are_no_end() -> None:
+    dead, strong = normal(80, 60), normal(80, 60) + 30 * normal(80, 1, seed=1) @ normal(1, 60, seed=2)
+    dead[50:] = 0
+    for matrix in (dead, strong):
+        assert not ends(matrix, torch.linalg.svdvals(matrix))
+
+
+@pytest.mark.parametrize("shape", [(10, 40), (60, 40)])
+def test_what_training_added_everywhere_is_no_decay(shape: tuple[int, int]) -> None:
+    start = normal(*shape)
+    assert share_left(start + 0.5 * normal(*shape, seed=1), start) == 1.0
+
+
 # ---- What comes out of ordinary training
 
 
@@ -122,6 +135,51 @@ def test_ordinary_training_from_a_known_start_gives_most_digits_away(
         assert count >= 10 and control <= 1
     start = exhume.reconstruct(trained, replace(config, steps=1), initial=fresh(problem)).reading.start
     assert start is not None and start.exact == exact
+
+
+def tuned_by_hand(problem: Problem, initial: Checkpoint, frozen: tuple[int, ...]) -> nn.Module:
+    """Ordinary batches of gradient descent, with some layers left as they were."""
+    module = initial.build()
+    for layer in frozen:
+        module.layers[layer].requires_grad_(False)
+    optimiser = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        for rows in torch.randperm(len(problem.images), generator=generator).split(8):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(module(problem.images[rows]), problem.labels[rows]).backward()
+            optimiser.step()
+    return module
+
+
+@pytest.mark.parametrize(("frozen", "least"), [((3,), 28), ((5,), 28), ((1,), 0), ((1, 3), 0)])
+def test_frozen_layers_tell_nothing_and_do_no_harm(problem: Problem, frozen: tuple[int, ...], least: int) -> None:
+    network = replace(ORDINARY, widths=(300, 300))
+    initial = train(problem, Training(epochs=0), network=network).checkpoint
+    module = tuned_by_hand(problem, initial, frozen)
+    found = exhume.reconstruct(
+        module,
+        Reconstruction(steps=300, per_class=6, restarts=1),
+        task="multiclass",
+        centre=initial.centre,
+        initial=initial,
+    )
+    scores = exhume.score(found, problem.images, problem.labels, problem.held_out)
+    assert found.status == "done" and found.images.isfinite().all()
+    assert scores.recovered["0.9"] >= least and scores.null["0.9"] <= 1
+    assert not any(f"layers.{layer}." in name for layer in frozen if least for name in found.reading.layers)
+
+
+@pytest.mark.parametrize("frozen", ["convolutions", "dense"])
+def test_frozen_parts_of_a_convolutional_network_do_no_harm(problem: Problem, frozen: str) -> None:
+    network = Network(kind="cnn", channels=(4,), widths=(50,), init_scale=None, bias="all")
+    initial = train(problem, Training(epochs=0), network=network).checkpoint
+    module = tuned_by_hand(problem, initial, (0,) if frozen == "convolutions" else (3, 5))
+    found = exhume.reconstruct(
+        module, Reconstruction(steps=5), task="multiclass", centre=initial.centre, initial=initial
+    )
+    assert found.status == "done" and found.images.isfinite().all()
+    assert (found.reading.rank > 0) == (frozen == "convolutions")
 
 
 # ---- From the command line
@@ -174,7 +232,7 @@ def test_a_start_may_be_a_state_dict(tuned: Callable[[str], int]) -> None:
     weights = load_checkpoint("start").build().layers.state_dict()
     torch.save(weights, "start.pt")
     assert tuned("reconstruct tuned --steps 3 --initial start.pt") == 0
-    assert torch.save({"0.weight": torch.zeros(10, 784)}, "other.pt") is None
+    torch.save({"0.weight": torch.zeros(10, 784)}, "other.pt")
     assert tuned("reconstruct tuned --steps 3 --initial other.pt --overwrite") == 2
 
 

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from exhume import records
 from exhume.errors import InputError
 from exhume.records import FORMAT, OLDER, Provenance, provenance, read, read_tensors, write, write_tensors
 
@@ -156,7 +157,8 @@ def test_a_value_that_makes_no_sense_is_refused_with_its_own_sentence(path: Path
     assert "scale must not be negative, and -1.0 is @ $.inner" in refusal(path)
 
 
-def test_an_older_record_lacks_what_came_since_and_nothing_else(path: Path) -> None:
+def test_an_older_record_lacks_what_came_since_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "SINCE", ("scale",))
     old = replace(FULL, inner=Inner())
     write(path, old)
     change(path, lambda content: (content.update(format=OLDER), content["inner"].pop("scale")))
@@ -165,6 +167,8 @@ def test_an_older_record_lacks_what_came_since_and_nothing_else(path: Path) -> N
     assert "$.inner" in refusal(path)
     change(path, lambda content: content.update(format=OLDER, more=1))
     assert "more" in refusal(path)
+    change(path, lambda content: (content.pop("more"), content.pop("maybe")))
+    assert "$.maybe" in refusal(path)
 
 
 @pytest.mark.parametrize("number", [None, 0, OLDER - 1, FORMAT + 1, str(FORMAT)])

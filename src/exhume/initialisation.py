@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from exhume.errors import InputError
 
@@ -32,16 +33,21 @@ def change(network: nn.Module, initial: nn.Module) -> Change:
     """What training has added to `initial` to make `network` of it.
 
     Raises:
-        InputError: they are different networks, or the same to the last weight.
+        InputError: they are different networks, or the same to the last weight, or hold no finite weights.
     """
     parameters, before = dict(network.named_parameters()), dict(initial.named_parameters())
+    if any(isinstance(p, UninitializedParameter) or p.is_meta for p in (*parameters.values(), *before.values())):
+        raise InputError("The network or its initial weights hold no values yet.")
     if {name: p.shape for name, p in parameters.items()} != {name: p.shape for name, p in before.items()}:
         raise InputError("The initial weights are those of another network: names or shapes of parameters differ.")
     pairs = [(parameters[name], start.to(parameters[name])) for name, start in before.items()]
     moved = [pair for pair in pairs if not torch.equal(*pair)]
     if not moved:
         raise InputError("The initial weights are the trained ones: training has added nothing.")
-    left = next((share_left(*pair) for pair in moved if pair[0].ndim == 2 and min(pair[0].shape) > 2 * UNTOUCHED), 1.0)
+    if not all(tensor.isfinite().all() for pair in moved for tensor in pair):
+        raise InputError("The initial or the trained weights are not finite.")
+    largest = max((pair for pair in moved if pair[0].ndim == 2), key=lambda pair: min(pair[0].shape), default=None)
+    left = share_left(*largest) if largest and min(largest[0].shape) > 2 * UNTOUCHED else 1.0
     added = copy.deepcopy(network)
     for name, parameter in added.named_parameters():
         start = before[name].to(parameter)
@@ -62,17 +68,19 @@ def share_left(trained: Tensor, start: Tensor) -> float:
     """The c for which trained - c start, both [out, in], is nearest to nothing where training has added least.
 
     That is where it is weakest, in the last of its singular directions, so both are told in turn. Fewer images than
-    three quarters of the directions leave these their start, exactly.
+    three quarters of the directions leave these their start, exactly. Where c explains less than half of what changed
+    there it is no decay, and 1.
     """
     trained, start = trained.double(), start.double()
     if len(trained) < trained.shape[1]:
         trained, start = trained.T, start.T
-    left = float((trained * start).sum() / start.pow(2).sum())
+    left, now, then = float((trained * start).sum() / start.pow(2).sum().clamp_min(1e-30)), trained, start
     for _ in range(20):
         difference = trained - left * start
         weakest = torch.linalg.eigh(difference.T @ difference).eigenvectors[:, : trained.shape[1] // UNTOUCHED]
         now, then = trained @ weakest, start @ weakest
-        before, left = left, float((now * then).sum() / then.pow(2).sum())
+        before, left = left, float((now * then).sum() / then.pow(2).sum().clamp_min(1e-30))
         if abs(left - before) < 1e-8:
             break
-    return left
+    decayed = (now - left * then).norm() < 0.5 * (now - then).norm()
+    return left if decayed and 0 < left < 1 else 1.0

@@ -17,9 +17,11 @@ ROUNDING = 1e-5
 FALL = 5.0
 """Ratio of consecutive singular values that is no part of a spectrum, but its end."""
 EMPTY = 1e-3
-"""Norm of a column, of the largest, below which it is none."""
+"""Norm of a row or column, of the largest, below which it is none."""
+ROUNDED = 1e-3
+"""Singular value, of the largest, below which what follows a fall may be rounding (half precision's 5e-4 at most)."""
 FEWER = 0.95
-"""Share of the columns up to which directions are few."""
+"""Share of the rows or columns up to which directions are few."""
 NOISY = 0.05
 """Share of a layer's energy below which what looks like its initialisation may be anything."""
 UNBALANCED = 0.1
@@ -127,12 +129,13 @@ def _cliff(singular: Tensor, rank: int, floor: float) -> int:
 def ends(matrix: Float[Tensor, "rows columns"], singular: Float[Tensor, " k"]) -> bool:
     """Whether a matrix is made of few directions: its singular values, in descending order, fall to rounding.
 
-    Columns that are next to nothing, pixels that no image shows, make an end of their own, and so do those that a
-    single image shows: nearly as many directions as columns are not few.
+    Rows and columns that are next to nothing, neurons that never fire and pixels that no image shows, make an end of
+    their own, and so do pixels that a single image shows: nearly as many directions as rows or columns are not few.
     """
-    columns = matrix.norm(dim=0)
-    seen = singular[: int(FEWER * (columns > EMPTY * columns.max()).sum())]
-    return bool((seen[:-1] > FALL * seen[1:]).any())
+    norms = matrix.norm(dim=0), matrix.norm(dim=1)
+    used = min(int((norm > EMPTY * norm.max()).sum()) for norm in norms)
+    seen = singular[: int(FEWER * used)]
+    return bool(((seen[:-1] > FALL * seen[1:]) & (seen[1:] < ROUNDED * singular[0])).any())
 
 
 def _median_singular(rows: int, columns: int) -> float:

@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 FORMAT = 3
 OLDER = 2
-"""A format that is read as well: what a record of it lacks came since, and its default says that it was not there."""
+"""A format that is read as well; SINCE: the keys that it may lack, whose defaults say that it was not there."""
+SINCE = ("initial", "start")
 _converter = make_converter(forbid_extra_keys=True)
 
 
@@ -67,7 +68,7 @@ def read(path: Path, kind: type[T]) -> T:
     content = _read_object(path)
     written_as = content.pop("format", None)
     if written_as not in (FORMAT, OLDER):
-        raise InputError(f"{path} has another format than {FORMAT}, the one this version of exhume reads.")
+        raise InputError(f"{path} has another format than {FORMAT} or {OLDER}, which this version of exhume reads.")
     try:
         record = _converter.structure(content, kind)
     except (cattrs.BaseValidationError, ValueError, TypeError) as error:
@@ -102,10 +103,12 @@ def _what_is_wrong(error: BaseException, kind: Any) -> str:
 
 
 def _common(record: Any, content: Any) -> Any:
-    """What of a record is in a content, key by key."""
+    """A record without the keys of SINCE that a content lacks."""
     if not (isinstance(record, Mapping) and isinstance(content, Mapping)):
         return record
-    return {key: _common(value, content[key]) for key, value in record.items() if key in content}
+    return {
+        key: _common(value, content.get(key)) for key, value in record.items() if key in content or key not in SINCE
+    }
 
 
 def _canonical(content: Any) -> str:

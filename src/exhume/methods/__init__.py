@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
-from exhume.chains import as_dense, dense_behind
+from exhume.chains import as_dense, dense_behind, dense_part
 from exhume.errors import InputError
 from exhume.methods.features import FeatureSearch
 from exhume.methods.ground import Reconstruction as Reconstruction
@@ -19,11 +20,19 @@ from exhume.stationarity import OBJECTIVES
 def exhume(target: Target, config: Reconstruction, generator: torch.Generator) -> Search:
     """Our method: in the data's subspace where the network is dense, in that of the features where dense layers
     stand behind others, over pixels and all layers elsewhere."""
+    if target.change is not None and not first_moved(target.change.added):
+        return any_network(target, config, generator)  # the span of the images is not to be seen
     if (dense := as_dense(target.network)) is not None:
         return SubspaceSearch(target, dense, config, generator)
     if (network := dense_behind(target.network)) is not None:
         return FeatureSearch(target, network, config, generator)
     return any_network(target, config, generator)
+
+
+def first_moved(added: nn.Module) -> bool:
+    """Whether training added anything to the first dense layer; no where there are none."""
+    dense = dense_part(added)
+    return dense is not None and bool(dense.weights[0].any())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,7 @@ class PixelSearch:
             weighted=False,
             smoothness=config.smoothness or 0.0,
             bilevel=0.0,
+            # whether it is exact is told by a first dense layer, which is not looked at
             start=KnownStart(left=target.change.left, exact=False) if target.change else None,
         )
         self.labels = balanced_labels(target, config, self.reading.images)

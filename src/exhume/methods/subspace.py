@@ -61,7 +61,7 @@ class SubspaceSearch:
         explained_as_it_is = target.change is None and not read.rescaled
         here = self.dense if explained_as_it_is else _seen_in(first_layer(dense) @ self.subspace.basis, dense)
         self.products = here.multiplied_in(self.precision)
-        self.added = [AddedLayer(added, self.precision) for added in read.added]
+        self.added = {layer: AddedLayer(added, self.precision) for layer, added in read.added.items()}
         self.steps, self.evaluations = config.steps, 0
         self.weighting: Weighting | None = None
         self.hidden: Tensor | float = 0.0
@@ -87,7 +87,7 @@ class SubspaceSearch:
 
     def objective(self) -> tuple[Tensor, Tensor]:
         coordinates, images, against = self._look()
-        count = None if self.stationary else 1 + len(self.noisy) + len(self.added)
+        count = None if self.stationary else 1 + max([len(self.noisy), *self.added])
         terms = dense_terms(self.products, coordinates, self.multipliers.cotangents, self.sharpness, count=count)
         if self.reading.weighted and self.evaluations % REWEIGHTED == 0:
             self._reweigh(terms)
@@ -100,7 +100,7 @@ class SubspaceSearch:
             change = change_by_sum(self.products.weights[layer], self.products.biases[layer], terms[layer])
             residual = residual + self.hidden * (row.added + change / row.noise**2)
         if self.added:
-            of_added = [layer.residual(term) for layer, term in zip(self.added, terms[1:], strict=True)]
+            of_added = [added.residual(terms[layer]) for layer, added in self.added.items()]
             residual = torch.stack([residual, *of_added]).mean()
         penalty = self.multipliers.penalty() + against + implausible(images, self.reading.smoothness)
         return residual, penalty + self.bilevel * grey(images) if self.reading.bilevel else penalty
@@ -121,8 +121,8 @@ class SubspaceSearch:
             common=common,
             precision=self.precision,
         )
-        for added, behind in zip(self.added, terms[1:], strict=False):
-            added.reweigh(behind, self.error, self.floor, common)
+        for layer, added in self.added.items():
+            added.reweigh(terms[layer], self.error, self.floor, common)
         self.hidden = HIDDEN * len(self.labels) / term.delta.shape[1] / self.weighting.of_columns
         self.bilevel = self.reading.bilevel / self.weighting.of_all
 

@@ -1,7 +1,9 @@
 """What our method reads from the weights before it searches: subspace, images, layers to trust, priors."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -54,7 +56,7 @@ class Read:
     rescaled: the subspace is that of a first layer whose columns were made as large as pixels vary;
     stationary: all layers are what the data made them, and are asked for as they are; otherwise, of the hidden layers
     from the second on, noisy: what is told of their initialisation, empty where it is not or not asked for; added:
-    where the initial weights are known, the strongest directions of what training added to each;
+    where the initial weights are known, the strongest directions of what training added to each that moved, by layer;
     errors: of a candidate's contribution, and of what no candidate explains, of their root mean squares.
     """
 
@@ -62,7 +64,7 @@ class Read:
     rescaled: bool
     stationary: bool
     noisy: list[NoisyLayer]
-    added: list[Directions]
+    added: dict[int, Directions]
     errors: tuple[float, float]
     reading: Reading
 
@@ -84,16 +86,17 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction, *, pictur
         start, read = KnownStart(left=target.change.left, exact=exact), read * exact
     rescaled = pictures and (noise is not None or (start is not None and not start.exact))
     if rescaled:
-        scaled = as_pixels_vary(dense, target.centre)
-        noise = noise and noise * float(first_layer(scaled).norm() / first.norm())
-        space = spectrum_of(scaled)[1]
+        scale = deviation(target.centre)
+        noise = noise * float(scale.pow(2).mean().sqrt()) if noise is not None else None
+        space = spectrum_of(replace(dense, weights=[dense.weights[0] * scale, *dense.weights[1:]]))[1]
     images, images_from = assumed_images(config, target, read)
     rank = min(max(read, images), *first.shape)
     left_out = space.singular[rank : rank + 1].sum() / space.singular[0].clamp_min(1e-30)
     space = space.leading(rank)
     stationary = not weighted if start else is_stationary(dense, images)
     noisy = noisy_layers(dense) if weighted and not stationary and not start else []
-    added = [strongest(weight, rank) for weight in dense.weights[1:-1]] if weighted and start else []
+    hidden = enumerate(dense.weights[1:-1], start=1)
+    added = {layer: strongest(weight, rank) for layer, weight in hidden if weight.any()} if weighted and start else {}
     smoothness, bilevel = priors(target, space, pictures=pictures)
     trusted = len(dense.weights) if stationary else 1  # the residual is a sum over them
     return Read(
@@ -108,7 +111,7 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction, *, pictur
             images_from=images_from,
             rank=rank,
             left_out=left_out.item(),
-            layers=asked_for(target, dense, len(noisy or added), all_of_them=stationary),
+            layers=asked_for(target, dense, added or range(1, 1 + len(noisy)), all_of_them=stationary),
             weighted=weighted,
             smoothness=config.smoothness if config.smoothness is not None else trusted * smoothness,
             bilevel=(config.bilevel if config.bilevel is not None else bilevel) * weighted,
@@ -123,15 +126,20 @@ def only_dense_moved(added: nn.Module, dense: Dense) -> bool:
     return not any(parameter.any() for parameter in added.parameters() if parameter.data_ptr() not in own)
 
 
-def as_pixels_vary(dense: Dense, centre: Float[Tensor, "c h w"]) -> Dense:
-    """A chain with the columns of its first layer as large as pixels vary, at most, about this mean m: sqrt(m (1 - m)).
+BLANK = 0.02
+"""Mean of a pixel below which, or above 1 less which, it is taken for one of this mean: the mean may be another set's,
+a public network's say."""
+
+
+def deviation(centre: Float[Tensor, "c h w"]) -> Float[Tensor, " d"]:
+    """By how much pixels of images in [0, 1] vary, at most, about this mean m: sqrt(m (1 - m)); ones if it is no mean.
 
     Steps element by element (Adam's) divide what an image adds by the size of all that was added there, nearly that of
     the neuron times that of the pixel; the former is left to the weighting. An initialisation that is still there is as
     strong where pixels never vary as where they do.
     """
-    deviation = (centre * (1 - centre)).clamp_min(0).sqrt().flatten()
-    return dense if not deviation.any() else replace(dense, weights=[dense.weights[0] * deviation, *dense.weights[1:]])
+    mean = centre.clamp(BLANK, 1 - BLANK)
+    return (mean * (1 - mean)).sqrt().flatten() if centre.any() else torch.ones_like(centre).flatten()
 
 
 def errors(space: Subspace, noise: float | None, *, stationary: bool, exact: bool) -> tuple[float, float]:
@@ -155,14 +163,12 @@ def priors(target: Target, space: Subspace, *, pictures: bool) -> tuple[float, f
     return SMOOTHNESS * smooth, BILEVEL * (shown and not smooth and black_or_white(target.centre))
 
 
-def asked_for(target: Target, dense: Dense, hidden: int, *, all_of_them: bool) -> list[str]:
-    """Names of the parameters whose condition is asked for: all, or the first layer's and those of hidden weights."""
-    known = {parameter.data_ptr(): name for name, parameter in target.explained.named_parameters()}
-    names = [known[parameter.data_ptr()] for parameter in dense.parameters]
-    first = 1 + (dense.biases[0] is not None)
-    return (
-        names if all_of_them else names[:first] + [name for name in names[first:] if name.endswith("weight")][:hidden]
-    )
+def asked_for(target: Target, dense: Dense, hidden: Iterable[int], *, all_of_them: bool) -> list[str]:
+    """Names of the parameters whose condition is asked for: all, or the first layer's and the weights of `hidden`."""
+    names = {parameter.data_ptr(): name for name, parameter in target.explained.named_parameters()}
+    first = [dense.weights[0], *([dense.biases[0]] if dense.biases[0] is not None else [])]
+    some = [*first, *(dense.weights[layer] for layer in hidden)]
+    return [names[parameter.data_ptr()] for parameter in (dense.parameters if all_of_them else some)]
 
 
 def noisy_layers(dense: Dense) -> list[NoisyLayer]:
