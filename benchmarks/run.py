@@ -33,6 +33,9 @@ PUBLIC = str(Path(__file__).with_name("public_photographs.py"))
 EVERYDAY = Network(init_scale=None, bias="all")
 
 
+PUBLIC_NETWORK = Target(PUBLIC, 200, replace(BATCHES, lr=0.03), EVERYDAY)
+
+
 def known(problem: str, per_class: int, training: Training, network: Network = EVERYDAY) -> Target:
     """An everyday training whose fresh weights the attacker knows: those of its seed."""
     fresh = Target(problem, per_class, replace(training, epochs=0), network)
@@ -69,12 +72,8 @@ TARGETS = {
     "known-cnn": known("mnist-digits", 10, BATCHES, replace(CNN, bias="all")),
     "known-cnn-photographs": known("cifar10-multiclass", 10, replace(BATCHES, lr=0.03), replace(CNN, bias="all")),
     "known-faces": known("faces", 50, replace(BATCHES, lr=0.03), SMALL_CNN),
-    "tuned": Target(
-        "cifar10-multiclass",
-        10,
-        replace(BATCHES, lr=0.03),
-        start=Target(PUBLIC, 200, replace(BATCHES, lr=0.03), EVERYDAY),
-    ),
+    "tuned": Target("cifar10-multiclass", 10, replace(BATCHES, lr=0.03), start=PUBLIC_NETWORK),
+    "tuned-adam": Target("cifar10-multiclass", 10, ORDINARY, start=PUBLIC_NETWORK),
 }
 """Sized for a CPU. Named as in RESULTS.md."""
 SURE = 0.9

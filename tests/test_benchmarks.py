@@ -14,13 +14,18 @@ from PIL import Image
 import cells
 import designs
 import findings
+import run
 import study
 from cells import Row, Target
 from designs import Job
 from exhume import stages
+from exhume.checkpoint import load_checkpoint
+from exhume.methods import Reconstruction
 from exhume.networks import Network
 from exhume.problems import Selection, load_problem
 from exhume.progress import Listener, Progress
+from exhume.records import read
+from exhume.runs import CandidatesRecord, read_training
 from exhume.training import Training, train
 from laws import Difference, Result, difference, exponent, fit_law, in_number, in_quality, multipliers, rank_correlation
 
@@ -168,6 +173,31 @@ def test_a_training_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch
     monkeypatch.setattr(cells, "bars", lambda: stopping(None))
     cells.train_once(tmp_path, TINY, 0, "cpu")
     assert heard[0] == 10 and heard[-1] == 20
+
+
+def test_a_start_is_trained_first_and_known_to_the_attacker(tmp_path: Path) -> None:
+    fresh = replace(TINY, training=Training(epochs=0))
+    target = replace(TINY, network=None, start=fresh)
+    cells.train_once(tmp_path, target, 0, "cpu")
+    initial, trained = cells.start_of(tmp_path, target), load_checkpoint(tmp_path)
+    assert initial is not None and initial.network == trained.network == TINY.network
+    assert read_training(tmp_path).initial == initial.fingerprint != trained.fingerprint
+    cells.attack(tmp_path, Reconstruction(steps=2), "cpu", initial)
+    assert read(tmp_path / "candidates.json", CandidatesRecord).initial == initial.fingerprint
+    before = (tmp_path / "training.json").read_bytes()
+    cells.train_once(tmp_path, target, 0, "cpu")
+    assert (tmp_path / "training.json").read_bytes() == before
+    assert cells.start_of(tmp_path, TINY) is None
+    cells.train_once(tmp_path, TINY, 0, "cpu")  # another training: with fresh weights, which nobody knows
+    assert read_training(tmp_path).initial is None
+
+
+def test_public_photographs_are_none_that_others_are_trained_on(noise_archives: Path) -> None:
+    selection = Selection(per_class=10, data_dir=str(noise_archives))
+    public = load_problem(run.PUBLIC, selection)
+    private = load_problem("cifar10-multiclass", replace(selection, per_class=50))
+    assert public.labels.bincount().tolist() == [10] * 10
+    assert len(torch.cat([public.images, private.images]).flatten(1).unique(dim=0)) == 600
 
 
 # ---------------------------------------------------------------- laws

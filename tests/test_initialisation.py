@@ -170,6 +170,19 @@ def test_frozen_layers_tell_nothing_and_do_no_harm(problem: Problem, frozen: tup
     assert not any(f"layers.{layer}." in name for layer in frozen if least for name in found.reading.layers)
 
 
+def test_a_start_of_zeros_is_one_and_what_is_not_finite_is_none(problem: Problem) -> None:
+    trained = train(problem, Training(epochs=2), network=ORDINARY).checkpoint
+    for value in (0.0, float("nan")):
+        start = fresh(problem)
+        broken = replace(start, weights={name: weight * value for name, weight in start.weights.items()})
+        if value == 0:  # all of the weights was added then
+            found = exhume.reconstruct(trained, Reconstruction(steps=2), initial=broken)
+            assert found.reading.start is not None and found.reading.start.left == 1.0
+        else:
+            with pytest.raises(InputError, match="not finite"):
+                exhume.reconstruct(trained, Reconstruction(steps=2), initial=broken)
+
+
 @pytest.mark.parametrize("frozen", ["convolutions", "dense"])
 def test_frozen_parts_of_a_convolutional_network_do_no_harm(problem: Problem, frozen: str) -> None:
     network = Network(kind="cnn", channels=(4,), widths=(50,), init_scale=None, bias="all")

@@ -733,18 +733,19 @@ def test_npz_layouts_all_become_channels_first(layout: str, floats: bool, tmp_pa
     assert np.allclose(problem.images, expected / 255, atol=1e-6)
 
 
-def test_npz_with_two_classes_is_binary_and_its_test_split_is_the_control(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [("x_train", "y_train", "x_test", "y_test"), ("images", "labels", "held_out", "held_out_labels")]
+)
+def test_npz_with_two_classes_is_binary_and_its_test_split_is_the_control(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
     x_test = pixels(8, 12, (5, 5))
-    np.savez(
-        tmp_path / "own.npz",
-        x_train=pixels(8, 11, (5, 5)),
-        y_train=np.arange(8) % 2 == 1,
-        x_test=x_test,
-        y_test=np.arange(8) % 2,
-    )
+    arrays = (pixels(8, 11, (5, 5)), np.arange(8) % 2 == 1, x_test, np.arange(8) % 2)
+    np.savez(tmp_path / "own.npz", **dict(zip(names, arrays, strict=True)))  # type: ignore[arg-type]
     problem = load_problem(str(tmp_path / "own.npz"))
     assert (problem.task, problem.outputs) == ("binary", 1)
-    assert np.array_equal((problem.held_out[:2, 0] * 255).round(), x_test[:4:2])
+    assert len(problem.images) == 8  # all of them: none has to be left for the control
+    assert np.array_equal((problem.held_out[:4, 0] * 255).round(), x_test[::2])
 
 
 GOOD: dict[str, Any] = {"x_train": pixels(8, 3, (5, 5)), "y_train": np.arange(8) % 2}

@@ -55,7 +55,8 @@ def doubt(reading: Reading, images: Images, residual: float, activation: str | N
         (activation != ACTIVATION, f"it was calibrated for {ACTIVATION}, and this network has {activation}"),
         (
             reading.start is not None and not reading.start.exact,
-            "it was calibrated for gradient descent, which leaves few directions, and training added more",
+            "it was calibrated for gradient descent, which leaves few directions, and here are more: training was "
+            "another (Adam's, say), or began with other weights",
         ),
         (reading.rank < FEW, f"only {reading.rank} directions stand out, among which searches agree by chance"),
         (hidden > SHOWN, "the first layer hides part of the images, and searches agree on a projection"),

@@ -39,7 +39,10 @@ def change(network: nn.Module, initial: nn.Module) -> Change:
     if any(isinstance(p, UninitializedParameter) or p.is_meta for p in (*parameters.values(), *before.values())):
         raise InputError("The network or its initial weights hold no values yet.")
     if {name: p.shape for name, p in parameters.items()} != {name: p.shape for name, p in before.items()}:
-        raise InputError("The initial weights are those of another network: names or shapes of parameters differ.")
+        raise InputError(
+            "The initial weights are those of another network: names or shapes of parameters differ. If its last layer "
+            "alone is another, put any of the right shape in its place."
+        )
     pairs = [(parameters[name], start.to(parameters[name])) for name, start in before.items()]
     moved = [pair for pair in pairs if not torch.equal(*pair)]
     if not moved:

@@ -57,7 +57,10 @@ def reconstruct(
     config = config or Reconstruction()
     aim = _target(target, task, centre)
     if initial is not None:
-        aim = _since(aim, initial.build() if isinstance(initial, Checkpoint) else initial)
+        before = initial.build() if isinstance(initial, Checkpoint) else initial
+        if not isinstance(before, nn.Module):
+            raise InputError(f"The initial weights must be a checkpoint or a module, not {type(before).__name__}.")
+        aim = _since(aim, before)
     config = resolve(config, aim.task)
     aim = _moved(aim, getattr(torch, config.dtype or "float32"), torch.device(device))
     generator = torch.Generator().manual_seed(config.seed)

@@ -77,7 +77,8 @@ def read_mnist(path: Path) -> DataSet:
 
 
 def read_npz(path: Path, classes: tuple[str, ...] | None = None, title: str = "Arrays") -> DataSet:
-    """Reads an .npz file with x_train, y_train (or images, labels) and perhaps x_test, y_test.
+    """Reads an .npz file with x_train, y_train (or images, labels), and perhaps x_test, y_test (or held_out,
+    held_out_labels).
 
     Args:
         classes: the names of labels 0, 1, ...; None: the sorted distinct labels are the classes.
@@ -97,9 +98,10 @@ def read_npz(path: Path, classes: tuple[str, ...] | None = None, title: str = "A
     values = np.unique(_labels(path, train_keys[1], arrays)) if classes is None else np.arange(len(classes))
     names = classes or tuple(str(value) for value in values)
     train = _npz_rows(path, train_keys, arrays, values)
-    test = _npz_rows(path, ("x_test", "y_test"), arrays, values) if {"x_test", "y_test"} <= arrays.keys() else None
+    test_keys = ("x_test", "y_test") if "x_test" in arrays else ("held_out", "held_out_labels")
+    test = _npz_rows(path, test_keys, arrays, values) if set(test_keys) <= arrays.keys() else None
     if test is not None and test.images.shape[1:] != train.images.shape[1:]:
-        raise InputError(f"{path}: the images of {train_keys[0]} and x_test have different shapes.")
+        raise InputError(f"{path}: the images of {train_keys[0]} and {test_keys[0]} have different shapes.")
     return DataSet(train, test, names, f"{title}, from {path.name}")
 
 
@@ -187,7 +189,7 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
 
 
 def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    keys = ("x_train", "y_train", "images", "labels", "x_test", "y_test")
+    keys = ("x_train", "y_train", "images", "labels", "x_test", "y_test", "held_out", "held_out_labels")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return {key: np.asarray(content[key]) for key in content if key in keys}  # raw bytes where no .npy is in it
