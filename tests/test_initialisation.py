@@ -152,22 +152,27 @@ def tuned_by_hand(problem: Problem, initial: Checkpoint, frozen: tuple[int, ...]
     return module
 
 
+@pytest.mark.parametrize("weighted", [None, False])
 @pytest.mark.parametrize(("frozen", "least"), [((3,), 28), ((5,), 28), ((1,), 0), ((1, 3), 0)])
-def test_frozen_layers_tell_nothing_and_do_no_harm(problem: Problem, frozen: tuple[int, ...], least: int) -> None:
+def test_frozen_layers_tell_nothing_and_do_no_harm(
+    problem: Problem, frozen: tuple[int, ...], least: int, weighted: bool | None
+) -> None:
     network = replace(ORDINARY, widths=(300, 300))
     initial = train(problem, Training(epochs=0), network=network).checkpoint
     module = tuned_by_hand(problem, initial, frozen)
     found = exhume.reconstruct(
         module,
-        Reconstruction(steps=300, per_class=6, restarts=1),
+        Reconstruction(steps=300, per_class=6, restarts=1, weighted=weighted),
         task="multiclass",
         centre=initial.centre,
         initial=initial,
     )
+    least = least if weighted is None else least // 3  # unweighted less comes out
     scores = exhume.score(found, problem.images, problem.labels, problem.held_out)
     assert found.status == "done" and found.images.isfinite().all()
     assert scores.recovered["0.9"] >= least and scores.null["0.9"] <= 1
-    assert not any(f"layers.{layer}." in name for layer in frozen if least for name in found.reading.layers)
+    assert not any(f"layers.{layer}." in name for layer in frozen for name in found.reading.layers)
+    assert max(found.history[-1].residual, found.history[0].residual) < 10
 
 
 def test_a_start_of_zeros_is_one_and_what_is_not_finite_is_none(problem: Problem) -> None:
@@ -214,6 +219,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], in
         return 0
 
     assert run(f"train mnist-digits start {WORDS} --epochs 0") == 0
+    assert run(f"train mnist-digits tanh {WORDS} --epochs 0 --activation tanh") == 0
     assert run("train mnist-digits tuned --per-class 2 --data-dir installed --lr 0.1 --epochs 20 --initial start") == 0
     return run
 
@@ -256,6 +262,7 @@ def test_a_start_may_be_a_state_dict(tuned: Callable[[str], int]) -> None:
         ("train mnist-digits other --per-class 2 --initial start --widths 50", "another than the one that is asked"),
         ("train mnist-digits other --per-class 2 --initial nowhere", "There is no nowhere"),
         ("reconstruct tuned --initial tuned", "added nothing"),
+        ("reconstruct tuned --initial tanh", "activation tanh, not relu"),
         ("reconstruct tuned --initial nowhere.pt", "There is no nowhere.pt"),
     ],
 )

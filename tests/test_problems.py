@@ -755,6 +755,8 @@ GOOD: dict[str, Any] = {"x_train": pixels(8, 3, (5, 5)), "y_train": np.arange(8)
     ("arrays", "sentence"),
     [
         ({"y_train": None}, "holds x_train, but no y_train"),
+        ({"x_test": pixels(8, 3, (5, 5))}, "holds x_test, but no y_test"),
+        ({"held_out": pixels(8, 3, (5, 5))}, "holds held_out, but no held_out_labels"),
         ({"x_train": None}, "holds y_train, but no images; x_train and y_train"),
         ({"x_train": np.zeros((8, 5))}, r"x_train has shape \[8, 5\], not \[n, h, w\]"),
         ({"x_train": np.zeros((8, 5, 5, 2))}, r"x_train has shape \[8, 5, 5, 2\]"),

@@ -75,6 +75,14 @@ class Checkpoint:
         return module.eval()
 
 
+def check_alike(initial: Checkpoint, trained: Checkpoint) -> None:
+    """Raises `InputError` if one network cannot have become the other, as far as weights do not tell."""
+    for name in ("kind", "activation"):
+        before, after = getattr(initial.network, name), getattr(trained.network, name)
+        if before != after:
+            raise InputError(f"The initial weights are those of another network: {name} {before}, not {after}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Description:
     """What checkpoint.json holds beside checkpoint.safetensors."""

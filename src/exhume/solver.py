@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from exhume.candidates import Candidates, HistoryPoint, join
 from exhume.chains import as_dense
-from exhume.checkpoint import Checkpoint
+from exhume.checkpoint import Checkpoint, check_alike
 from exhume.confidence import agreement, confidence, doubt
 from exhume.errors import InputError
 from exhume.initialisation import change, halfway
@@ -57,6 +57,8 @@ def reconstruct(
     config = config or Reconstruction()
     aim = _target(target, task, centre)
     if initial is not None:
+        if isinstance(initial, Checkpoint) and isinstance(target, Checkpoint):
+            check_alike(initial, target)
         before = initial.build() if isinstance(initial, Checkpoint) else initial
         if not isinstance(before, nn.Module):
             raise InputError(f"The initial weights must be a checkpoint or a module, not {type(before).__name__}.")

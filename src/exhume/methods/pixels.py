@@ -1,6 +1,7 @@
 """Searches over pixels, for any network, by autograd: the papers' scheme, and ours where no dense layers are read."""
 
 from collections.abc import Callable, Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -37,6 +38,9 @@ class PixelSearch:
         assert config.init_scale is not None and config.sharpness is not None
         self.target, self.sharpness, self.residual = target, sharpness(config.sharpness), residual
         named = [(name, p) for name, p in target.explained.named_parameters() if p.requires_grad]
+        # a frozen parameter, to which training from a known start added nothing, was not asked to follow its gradient
+        self.moved = [target.change is None or bool(parameter.any()) for _, parameter in named]
+        named = list(compress(named, self.moved))
         self.parameters = [parameter.detach() for _, parameter in named]
         images, images_from = assumed_images(config, target, 0)
         self.reading = Reading(
@@ -69,7 +73,7 @@ class PixelSearch:
 
     def objective(self) -> tuple[Tensor, Tensor]:
         gradients = network_gradients(self.target.network, self.images, self.multipliers.cotangents, self.sharpness)
-        return self.residual(self.parameters, gradients), self.penalty()
+        return self.residual(self.parameters, list(compress(gradients, self.moved))), self.penalty()
 
     def penalty(self) -> Tensor:
         """What is plausible of any image: pixels within [0, 1], and smooth where asked for."""

@@ -1,6 +1,7 @@
 """Our scheme for dense networks: a search in the data's own subspace, with the gradients written out."""
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class SubspaceSearch:
         self.stationary, self.noisy = read.stationary, read.noisy
         self.error, self.floor = read.errors
         self.dense = _seen_in(self.subspace.first, explained)
+        # a frozen layer, to which a training from a known start added nothing, was never asked to follow its gradient
+        self.moved = [target.change is None or bool(parameter.any()) for parameter in self.dense.parameters]
         self.precision = fast_products(self.subspace.first)
         explained_as_it_is = target.change is None and not read.rescaled
         here = self.dense if explained_as_it_is else _seen_in(first_layer(dense) @ self.subspace.basis, dense)
@@ -93,9 +96,9 @@ class SubspaceSearch:
             self._reweigh(terms)
         self.evaluations += 1
         gradients = summed(self.products, terms if self.stationary else terms[:1])
-        parameters = self.dense.parameters[: len(gradients)]
         weights = [self.weighting, *[None] * (len(gradients) - 1)]
-        residual = relative_residual(parameters, gradients, weights)
+        asked = compress(zip(self.dense.parameters, gradients, weights, strict=False), self.moved)
+        residual = relative_residual(*zip(*asked, strict=True))
         for layer, row in enumerate(self.noisy, start=1):
             change = change_by_sum(self.products.weights[layer], self.products.biases[layer], terms[layer])
             residual = residual + self.hidden * (row.added + change / row.noise**2)

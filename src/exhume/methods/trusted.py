@@ -168,7 +168,8 @@ def asked_for(target: Target, dense: Dense, hidden: Iterable[int], *, all_of_the
     names = {parameter.data_ptr(): name for name, parameter in target.explained.named_parameters()}
     first = [dense.weights[0], *([dense.biases[0]] if dense.biases[0] is not None else [])]
     some = [*first, *(dense.weights[layer] for layer in hidden)]
-    return [names[parameter.data_ptr()] for parameter in (dense.parameters if all_of_them else some)]
+    asked = dense.parameters if all_of_them else some
+    return [names[p.data_ptr()] for p in asked if target.change is None or p.any()]
 
 
 def noisy_layers(dense: Dense) -> list[NoisyLayer]:

@@ -99,6 +99,10 @@ def read_npz(path: Path, classes: tuple[str, ...] | None = None, title: str = "A
     names = classes or tuple(str(value) for value in values)
     train = _npz_rows(path, train_keys, arrays, values)
     test_keys = ("x_test", "y_test") if "x_test" in arrays else ("held_out", "held_out_labels")
+    half = [key for key in test_keys if key in arrays]
+    if len(half) == 1:
+        other = next(key for key in test_keys if key not in arrays)
+        raise InputError(f"{path} holds {half[0]}, but no {other}.")
     test = _npz_rows(path, test_keys, arrays, values) if set(test_keys) <= arrays.keys() else None
     if test is not None and test.images.shape[1:] != train.images.shape[1:]:
         raise InputError(f"{path}: the images of {train_keys[0]} and {test_keys[0]} have different shapes.")
