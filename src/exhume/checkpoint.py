@@ -83,6 +83,17 @@ def check_alike(initial: Checkpoint, trained: Checkpoint) -> None:
             raise InputError(f"The initial weights are those of another network: {name} {before}, not {after}.")
 
 
+def check_fits(initial: Checkpoint, network: Network, problem: tuple[Task, int, tuple[int, ...]]) -> None:
+    """Raises `InputError` unless training can begin with it; problem: its task, outputs and images' shape."""
+    if initial.network != network:
+        raise InputError("The network to begin with is another than the one that is asked for.")
+    if (initial.task, initial.outputs, initial.shape) != problem:
+        raise InputError(
+            f"The network to begin with ({initial.task}, {initial.outputs} outputs, images {initial.shape}) does not "
+            f"fit the problem ({problem[0]}, {problem[1]}, {problem[2]})."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Description:
     """What checkpoint.json holds beside checkpoint.safetensors."""

@@ -1,6 +1,6 @@
 """What the weights give away before any search: the data's subspace, how many images, which layers to trust."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,22 +56,6 @@ class Subspace:
             singular=self.singular[:rank],
             biased=self.biased,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Directions:
-    """A matrix within its r strongest directions, W = U S V^T: basis V, [in, r]; first U S, [out, r]."""
-
-    basis: Float[Tensor, "in r"]
-    first: Float[Tensor, "out r"]
-
-
-def strongest(matrix: Float[Tensor, "out in"], rank: int) -> Directions:
-    """The `rank` strongest directions of a matrix, or all if it has fewer; computed in float64."""
-    left, singular, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return Directions(
-        basis=right[:rank].T.to(matrix.dtype).contiguous(), first=(left * singular)[:, :rank].to(matrix.dtype)
-    )
 
 
 def first_layer(dense: Dense) -> Tensor:
@@ -150,17 +134,23 @@ def _median_singular(rows: int, columns: int) -> float:
     return float((median * max(rows, columns)) ** 0.5)
 
 
+def decomposed(matrix: Float[Tensor, "out in"], *, biased: bool = False) -> Subspace:
+    """All directions of a matrix U S V^T, strongest first; computed in float64, in which S is left."""
+    left, singular, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return Subspace(
+        basis=right.T.to(matrix.dtype),
+        first=(left * singular).to(matrix.dtype),
+        singular=singular,
+        biased=biased,
+    )
+
+
 def spectrum_of(dense: Dense) -> tuple[int, Subspace]:
     """The rank above the bulk, and all directions of the first layer, strongest first; computed in float64."""
     first = first_layer(dense)
-    left, singular, right = torch.linalg.svd(first.double(), full_matrices=False)
-    whole = Subspace(
-        basis=right.T.to(first.dtype),
-        first=(left * singular).to(first.dtype),
-        singular=singular.to(first.dtype),
-        biased=dense.biases[0] is not None,
-    )
-    return bulk_rank(singular, (first.shape[0], first.shape[1])), whole
+    whole = decomposed(first, biased=dense.biases[0] is not None)
+    rank = bulk_rank(whole.singular, (first.shape[0], first.shape[1]))
+    return rank, replace(whole, singular=whole.singular.to(first.dtype))
 
 
 def is_stationary(dense: Dense, images: int) -> bool:

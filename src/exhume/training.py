@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from exhume.checkpoint import Checkpoint
+from exhume.checkpoint import Checkpoint, check_fits
 from exhume.descent import dense_relu, descend
 from exhume.errors import InputError, check_seed
 from exhume.losses import LOSSES, resolve_loss, targets
@@ -150,7 +150,7 @@ def train(
     config = config or Training()
     network = network or (problem.network if initial is None else initial.network)
     if initial is not None:
-        _check_initial(initial, network, problem)
+        check_fits(initial, network, (problem.task, problem.outputs, tuple(problem.images.shape[1:])))
     session = _Session(problem, network, config, torch.device(device), initial)
     history = session.resume(resume) if resume else []
     start = time.perf_counter() - (resume.seconds if resume else 0)
@@ -342,18 +342,6 @@ class _Session:
         else:
             margins = -(scores[:, 0] - targets(scores, self.labels)).abs()
         return [float(margin) for margin in margins]
-
-
-def _check_initial(initial: Checkpoint, network: Network, problem: Problem) -> None:
-    """Raises `InputError` unless training on the problem can begin with it."""
-    if initial.network != network:
-        raise InputError("The network to begin with is another than the one that is asked for.")
-    wanted = (problem.task, problem.outputs, tuple(problem.images.shape[1:]))
-    if (initial.task, initial.outputs, initial.shape) != wanted:
-        raise InputError(
-            f"The network to begin with ({initial.task}, {initial.outputs} outputs, images {initial.shape}) does not "
-            f"fit the problem ({wanted[0]}, {wanted[1]}, {wanted[2]})."
-        )
 
 
 def _optimiser(parameters: list[nn.Parameter], config: Training) -> torch.optim.Optimizer:

@@ -36,6 +36,11 @@ class Target:
         """The module whose parameters the candidates have to explain: all of theta, or what was added to its start."""
         return self.network if self.change is None else self.change.added
 
+    def moved(self, parameter: Tensor) -> bool:
+        """Whether a parameter of `explained` has anything to explain: one that was frozen since a known start has not,
+        and it was never asked to follow its gradient."""
+        return self.change is None or bool(parameter.any())
+
     @property
     def shape(self) -> Shape:
         """(channels, height, width) of an image."""

@@ -38,8 +38,7 @@ class PixelSearch:
         assert config.init_scale is not None and config.sharpness is not None
         self.target, self.sharpness, self.residual = target, sharpness(config.sharpness), residual
         named = [(name, p) for name, p in target.explained.named_parameters() if p.requires_grad]
-        # a frozen parameter, to which training from a known start added nothing, was not asked to follow its gradient
-        self.moved = [target.change is None or bool(parameter.any()) for _, parameter in named]
+        self.moved = [target.moved(parameter) for _, parameter in named]
         named = list(compress(named, self.moved))
         self.parameters = [parameter.detach() for _, parameter in named]
         images, images_from = assumed_images(config, target, 0)

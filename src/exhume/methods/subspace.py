@@ -1,6 +1,7 @@
 """Our scheme for dense networks: a search in the data's own subspace, with the gradients written out."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import compress
 
 import torch
@@ -22,7 +23,7 @@ from exhume.methods.ground import (
 )
 from exhume.methods.trusted import read_weights
 from exhume.networks import CentredNetwork
-from exhume.reading import Directions, first_layer
+from exhume.reading import Subspace, first_layer
 from exhume.residual import Weighting, change_by_sum, left_behind, relative_residual
 from exhume.stationarity import Dense, Term, dense_terms, product, scale_free, summed
 
@@ -58,8 +59,7 @@ class SubspaceSearch:
         self.stationary, self.noisy = read.stationary, read.noisy
         self.error, self.floor = read.errors
         self.dense = _seen_in(self.subspace.first, explained)
-        # a frozen layer, to which a training from a known start added nothing, was never asked to follow its gradient
-        self.moved = [target.change is None or bool(parameter.any()) for parameter in self.dense.parameters]
+        self.moved = [target.moved(parameter) for parameter in self.dense.parameters]
         self.precision = fast_products(self.subspace.first)
         explained_as_it_is = target.change is None and not read.rescaled
         here = self.dense if explained_as_it_is else _seen_in(first_layer(dense) @ self.subspace.basis, dense)
@@ -115,17 +115,10 @@ class SubspaceSearch:
         if not (term.delta.isfinite().all() and term.inputs.isfinite().all()):
             return  # a divergence is seen in the residual
         common = COMMON * min(self.evaluations / self.steps, 1) ** 0.5
-        self.weighting = left_behind(
-            self.subspace.first,
-            term.delta,
-            term.inputs,
-            error=self.error,
-            floor=self.floor,
-            common=common,
-            precision=self.precision,
-        )
+        weigh = partial(left_behind, error=self.error, floor=self.floor, common=common, precision=self.precision)
+        self.weighting = weigh(self.subspace.first, term.delta, term.inputs)
         for layer, added in self.added.items():
-            added.reweigh(terms[layer], self.error, self.floor, common)
+            added.weighting = weigh(added.first, terms[layer].delta, added.within(terms[layer]))
         self.hidden = HIDDEN * len(self.labels) / term.delta.shape[1] / self.weighting.of_columns
         self.bilevel = self.reading.bilevel / self.weighting.of_all
 
@@ -143,24 +136,18 @@ class SubspaceSearch:
 class AddedLayer:
     """What training added to a hidden layer, judged within its strongest directions as the first layer is."""
 
-    def __init__(self, directions: Directions, precision: torch.dtype) -> None:
-        self.first, self.basis = directions.first, directions.basis.to(precision)
+    def __init__(self, strongest: Subspace, precision: torch.dtype) -> None:
+        # column by column, an order of summation that the measured rows are repeated with to the last bit
+        self.first, self.basis = strongest.first.T.contiguous().T, strongest.basis.to(precision)
         self.weighting: Weighting | None = None
 
-    def residual(self, term: Term) -> Tensor:
-        found = product(term.delta.T, product(term.inputs, self.basis).to(self.basis.dtype))
-        return relative_residual([self.first], [found], [self.weighting])
+    def within(self, term: Term) -> Tensor:
+        """The layer's inputs in these directions, [m, r]."""
+        return product(term.inputs, self.basis)
 
-    def reweigh(self, term: Term, error: float, floor: float, common: float) -> None:
-        self.weighting = left_behind(
-            self.first,
-            term.delta,
-            product(term.inputs, self.basis),
-            error=error,
-            floor=floor,
-            common=common,
-            precision=self.basis.dtype,
-        )
+    def residual(self, term: Term) -> Tensor:
+        found = product(term.delta.T, self.within(term).to(self.basis.dtype))
+        return relative_residual([self.first], [found], [self.weighting])
 
 
 def fast_products(like: Tensor) -> torch.dtype:

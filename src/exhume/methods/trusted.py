@@ -12,15 +12,14 @@ from exhume.methods.ground import Reconstruction, Target, assumed_images, black_
 from exhume.reading import (
     SMOOTH_DIRECTIONS,
     SMOOTH_ROUGHNESS,
-    Directions,
     Subspace,
     bulk_noise,
+    decomposed,
     ends,
     first_layer,
     is_stationary,
     roughness,
     spectrum_of,
-    strongest,
 )
 from exhume.stationarity import Dense
 
@@ -64,7 +63,7 @@ class Read:
     rescaled: bool
     stationary: bool
     noisy: list[NoisyLayer]
-    added: dict[int, Directions]
+    added: dict[int, Subspace]
     errors: tuple[float, float]
     reading: Reading
 
@@ -95,8 +94,8 @@ def read_weights(target: Target, dense: Dense, config: Reconstruction, *, pictur
     space = space.leading(rank)
     stationary = not weighted if start else is_stationary(dense, images)
     noisy = noisy_layers(dense) if weighted and not stationary and not start else []
-    hidden = enumerate(dense.weights[1:-1], start=1)
-    added = {layer: strongest(weight, rank) for layer, weight in hidden if weight.any()} if weighted and start else {}
+    hidden = enumerate(dense.weights[1:-1] if weighted and start else [], start=1)
+    added = {layer: decomposed(weight).leading(rank) for layer, weight in hidden if target.moved(weight)}
     smoothness, bilevel = priors(target, space, pictures=pictures)
     trusted = len(dense.weights) if stationary else 1  # the residual is a sum over them
     return Read(
@@ -169,7 +168,7 @@ def asked_for(target: Target, dense: Dense, hidden: Iterable[int], *, all_of_the
     first = [dense.weights[0], *([dense.biases[0]] if dense.biases[0] is not None else [])]
     some = [*first, *(dense.weights[layer] for layer in hidden)]
     asked = dense.parameters if all_of_them else some
-    return [names[p.data_ptr()] for p in asked if target.change is None or p.any()]
+    return [names[p.data_ptr()] for p in asked if target.moved(p)]
 
 
 def noisy_layers(dense: Dense) -> list[NoisyLayer]:
