@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cells import Value
-from laws import Result, fit_law, grouped
+from benchmarks.laws import by_number, fit_law, grouped, share
+from exhume.runs.cells import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,27 +43,27 @@ def lines(x: str, series: str, zero: float | None = None) -> Chart:
             else:
                 axes.set_xscale("symlog", linthresh=zero)
         for colour, (name, of) in zip(COLOURS, grouped(results, series).items(), strict=False):
-            _curve(number, x, of, lambda result: result.share, colour=colour, label=str(name))
-            _curve(number, x, of, _null_share, colour=colour, style=":", label=f"{name}, never seen")
+            _curve(number, x, of, _share, colour=colour, label=str(name))
+            _curve(number, x, of, _null_share, colour=colour, style=":", label=f"{name}, held-out")
             _curve(quality, x, of, lambda result: result.number("median NCC"), colour=colour)
             _curve(quality, x, of, lambda result: result.number("null median NCC"), colour=colour, style=":")
         number.set(ylabel="share recovered at NCC ≥ 0.9", ylim=(-0.02, 1.02))
         quality.set(ylabel="median NCC")
         for axes in (number, quality):
             axes.set(xlabel=x)
-            _ticks(axes, grouped(results, x))
+            _ticks(axes, by_number(results, x))
         number.legend(fontsize="small")
 
     return chart
 
 
 def bars(series: str) -> Chart:
-    """A bar for each row's share, and for the never-seen images beside it."""
+    """A bar for each row's share, and for the held-out images beside it."""
 
     def chart(figure: "Figure", results: Sequence[Result]) -> None:
         axes = figure.subplots()
         groups = grouped(results, series)
-        for shift, label, value in ((-0.2, "training", lambda result: result.share), (0.2, "never seen", _null_share)):
+        for shift, label, value in ((-0.2, "training", _share), (0.2, "held-out", _null_share)):
             heights = [fmean(value(result) for result in of) for of in groups.values()]
             axes.bar([place + shift for place in range(len(groups))], heights, 0.38, label=label)
         axes.set_xticks(range(len(groups)), [str(name) for name in groups])
@@ -81,7 +81,7 @@ def widths(figure: "Figure", results: Sequence[Result]) -> None:
     for axes, colour, (name, of) in zip(maps, COLOURS, problems.items(), strict=False):
         _map(axes, of)
         axes.set_title(str(name))
-        ratios, shares = [result.number("n / width") for result in of], [result.share for result in of]
+        ratios, shares = [result.number("n / width") for result in of], [_share(result) for result in of]
         law_axes.scatter(ratios, shares, color=colour, label=str(name))
         law = fit_law(ratios, shares)
         if law is not None:
@@ -92,12 +92,12 @@ def widths(figure: "Figure", results: Sequence[Result]) -> None:
 
 
 def _map(axes: "Axes", results: Sequence[Result]) -> None:
-    rows, columns = (sorted(grouped(results, name)) for name in ("width", "images"))
+    rows, columns = (sorted(by_number(results, name)) for name in ("width", "images"))
     shares = np.full((len(rows), len(columns)), np.nan)
-    for width, of_width in grouped(results, "width").items():
-        for images, cell in grouped(of_width, "images").items():
+    for width, of_width in by_number(results, "width").items():
+        for images, cell in by_number(of_width, "images").items():
             place = rows.index(width), columns.index(images)
-            shares[place] = fmean(result.share for result in cell)
+            shares[place] = fmean(_share(result) for result in cell)
             axes.text(place[1], place[0], f"{shares[place]:.2f}", ha="center", va="center", fontsize="small",
                       color="white" if shares[place] < 0.6 else "black")  # fmt: skip
     axes.imshow(shares, vmin=0, vmax=1, origin="lower", aspect="auto")
@@ -127,14 +127,18 @@ def costs(figure: "Figure", results: Sequence[Result]) -> None:
     for axes, (name, of) in zip(figure.subplots(1, len(groups), sharey=True), groups.items(), strict=True):
         _curve(axes, str(name), of, lambda result: 1e3 * result.number("step s"))
         axes.set(xscale="log", ylim=(0, None), xlabel=str(name))
-        _ticks(axes, grouped(of, str(name)))
+        _ticks(axes, by_number(of, str(name)))
     figure.axes[0].set_ylabel("ms of a step")
 
 
-def _ticks(axes: "Axes", values: Iterable[Value]) -> None:
+def _ticks(axes: "Axes", values: Iterable[float]) -> None:
     """The values themselves, where a logarithmic axis would show powers of ten."""
     axes.minorticks_off()
     axes.set_xticks(list(values), [f"{value:g}" for value in values], fontsize="small", rotation=30)
+
+
+def _share(result: Result) -> float:
+    return share([result])
 
 
 def _null_share(result: Result) -> float:
@@ -151,7 +155,7 @@ def _curve(
     style: str = "o-",
     label: str | None = None,
 ) -> None:
-    groups = grouped(results, x)
+    groups = by_number(results, x)
     keys = sorted(groups)
     heights = [fmean(value(result) for result in groups[key]) for key in keys]
     axes.plot(keys, heights, style, color=colour, label=label)

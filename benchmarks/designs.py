@@ -1,28 +1,28 @@
-"""Which cells each study consists of, how large they are, and how one is done."""
+"""Which cells each study consists of, how large they are, and how one is measured."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from cells import Row, Target, attack_once, known_record, outcome, train_once
+from benchmarks.laws import multipliers, rank_correlation
+from benchmarks.speed import DIGIT, Shape, exhume_method, least, peak, steps_of
+from benchmarks.targets import DECAY, DIGITS, LONG, NO_DECAY, PARITY, recipe
+from exhume.attack.methods import Exhume
 from exhume.checkpoint import load_checkpoint
-from exhume.errors import InputError
-from exhume.methods import Reconstruction
-from exhume.networks import Network
+from exhume.defence.training import TrainingConfig
+from exhume.devices import choose_device
+from exhume.networks import NetworkConfig
+from exhume.progress import ProgressCallback
 from exhume.records import write
-from exhume.runs import load_truth, read_training
-from exhume.stages import choose_device
-from exhume.training import Training
-from laws import Result, multipliers, rank_correlation
-from run import DECAY, LONG, NO_DECAY
-from speed import Shape, least, peak, steps_of
+from exhume.runs.cells import Cell, Recipe, Result, known_record, run_cell
+from exhume.runs.store import load_truth, read_training
+from exhume.runs.tables import Row, Value
 
 T = TypeVar("T")
-DIGITS, PARITY = "mnist-digits", "mnist-odd-even"
 LABELS = {DIGITS: 10, PARITY: 2}
 DIGITS_CLASSES = tuple((DIGITS, count) for count in (2, 3, 4, 5, 7, 10))
 PHOTOGRAPHS_CLASSES = tuple(("cifar100-multiclass", count) for count in (2, 5, 10, 20, 50, 100))
@@ -33,8 +33,9 @@ class Size:
     """How large a study is.
 
     images, width: of a network, where a study does not vary them; counts, widths: where it does; lengths: the epochs
-    that are compared; classes: the problems and numbers of classes; stretch: of all other numbers of epochs; steps: of
-    the attack, None for its default; ends: of other lists only the first and the last; memory: whether to measure it.
+    that are compared; classes: the problems and numbers of classes; stretch: of all other numbers of epochs; method:
+    the attack; ends: of other lists only the first and the last; memory: whether to measure it; timed_steps: in one
+    timing.
     """
 
     images: int
@@ -45,12 +46,18 @@ class Size:
     classes: tuple[tuple[str, int], ...] = DIGITS_CLASSES
     seeds: tuple[int, ...] = (0,)
     stretch: float = 1.0
-    steps: int | None = None
+    method: Exhume = field(default_factory=lambda: Exhume(restarts=1))
     ends: bool = False
     memory: bool = True
+    timed_steps: int = 50
 
     def of(self, values: Sequence[T]) -> Sequence[T]:
+        """The values, or their ends only."""
         return (values[0], values[-1]) if self.ends else values
+
+    def stretched(self, training: TrainingConfig) -> TrainingConfig:
+        """The training with its number of epochs at this size."""
+        return replace(training, epochs=round(self.stretch * training.epochs))
 
 
 SIZES = {
@@ -61,9 +68,10 @@ SIZES = {
         widths=(10, 20),
         lengths=(2, 20),
         stretch=0.005,
-        steps=5,
+        method=Exhume(restarts=1, steps=5),
         ends=True,
         memory=False,
+        timed_steps=5,
     ),
     "cpu": Size(
         images=100,
@@ -84,52 +92,44 @@ SIZES = {
     ),
 }
 """test: seconds; cpu: 1 to 12 minutes a study on a core; gpu: as many images and neurons as in the papers."""
+DECAY_MSE = replace(DECAY, loss="mse", lr=0.02, epochs=20_000)
+LONG_BCE = replace(LONG, lr=0.1)
+SMALL = 1e-4
+"""Initial scale of the first layer; None is PyTorch's default, the papers' choice for regression."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """How every cell of a study is done."""
-
-    seed: int
-    device: str
-    steps: int | None
+# ---- How a cell is measured
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One thing to measure: the columns that say what it is, and how it is done in a folder of its own."""
-
-    setting: Row
-    work: Callable[[Path, Job], Row]
-
-    @property
-    def name(self) -> str:
-        words = (f"{value:g}" if isinstance(value, float) else str(value) for value in self.setting.values())
-        return "-".join(words).replace(", ", "-").replace(" ", "-")
-
-
-# ---- How a cell is done
-
-
-def attacked(target: Target, folder: Path, job: Job) -> Row:
-    """Trains, attacks with default settings and scores; a training that is not possible is a status."""
-    try:
-        train_once(folder, target, job.seed, job.device)
-    except InputError as error:
-        return {"status": str(error)}
-    attack_once(folder, Reconstruction(restarts=1, steps=job.steps, seed=job.seed), job.device)
-    return outcome(folder)
+def attacked(
+    size: Size,
+    setting: dict[str, Value],
+    problem: str,
+    training: TrainingConfig,
+    *,
+    images: int | None = None,
+    width: int | None = None,
+    classes: int | None = None,
+    init_scale: float | None = SMALL,
+    run: Callable[..., Row] = run_cell,
+) -> Cell:
+    """A network of two equal hidden layers, trained on so many images, evenly of all classes, and attacked."""
+    per_class = (images or size.images) // (classes or LABELS[problem])
+    network = NetworkConfig(widths=(width or size.width,) * 2, init_scale=init_scale)
+    trained = recipe(problem, per_class, training, network, classes=classes)
+    return Cell(setting=setting, work=partial(run, recipe=trained, method=size.method))
 
 
-def correlated(target: Target, folder: Path, job: Job) -> Row:
-    """The same, and how the images' NCC goes with what is known of each (Spearman)."""
-    row = attacked(target, folder, job)
-    if "recovered" not in row:
-        return row
-    ncc, correlations = Result(row=row, folder=folder).ncc, {}
-    for name, values in of_each_image(folder).items():
-        correlations[f"rho {name}"], correlations[f"p {name}"] = rank_correlation(values, ncc)
-    return {**row, **correlations}
+def run_correlated(
+    folder: Path, /, recipe: Recipe, method: Exhume, *, seed: int, device: str, progress_callback: ProgressCallback
+) -> Row:
+    """As `run_cell`, and how the images' NCC goes with what is known of each (Spearman)."""
+    figures = run_cell(folder, recipe, method, seed=seed, device=device, progress_callback=progress_callback)
+    result, correlations = Result(setting={}, figures=figures, folder=folder), dict[str, Value]()
+    if result.measured:
+        for name, values in of_each_image(folder).items():
+            correlations[f"rho {name}"], correlations[f"p {name}"] = rank_correlation(values, result.ncc)
+    return {**figures, **correlations}
 
 
 def of_each_image(folder: Path) -> dict[str, list[float]]:
@@ -149,53 +149,33 @@ class Cost:
     step_mb: float | None
 
 
-def timed(shape: Shape, memory: bool, folder: Path, job: Job) -> Row:
+def timed(
+    folder: Path, /, shape: Shape, size: Size, *, seed: int, device: str, progress_callback: ProgressCallback
+) -> Row:
     """Times a step of `exhume`, unless that was done here on such a device with as many threads."""
-    path, device, threads = folder / "cost.json", choose_device(job.device).type, torch.get_num_threads()
-    cost = known_record(path, Cost)
-    measured = cost is not None and (cost.shape, cost.device, cost.threads) == (shape, device, threads)
-    if cost is None or not measured or (memory and cost.step_mb is None):
-        seconds = least(steps_of("exhume", shape, device), job.steps or 50)
-        megabytes = peak("exhume", shape, device) if memory else None
-        cost = Cost(shape=shape, device=device, threads=threads, step_s=seconds, step_mb=megabytes)
+    path, place, threads = folder / "cost.json", choose_device(device).type, torch.get_num_threads()
+    cost, method = known_record(path, Cost), exhume_method(shape)
+    measured = cost is not None and (cost.shape, cost.device, cost.threads) == (shape, place, threads)
+    if cost is None or not measured or (size.memory and cost.step_mb is None):
+        seconds = least(steps_of(method, shape, place), size.timed_steps)
+        megabytes = peak(method, shape, place) if size.memory else None
+        cost = Cost(shape=shape, device=place, threads=threads, step_s=seconds, step_mb=megabytes)
         write(path, cost)
     return {"step s": cost.step_s, "step MB": cost.step_mb, "threads": threads, "status": "done"}
 
 
 # ---- The studies
 
-DECAY_MSE = replace(DECAY, loss="mse", lr=0.02, epochs=20_000)
-LONG_BCE = replace(LONG, lr=0.1)
-SMALL = 1e-4
-"""Initial scale of the first layer; None is PyTorch's default, the papers' choice for regression."""
-
-
-def target(
-    size: Size,
-    problem: str,
-    training: Training,
-    *,
-    images: int | None = None,
-    width: int | None = None,
-    classes: int | None = None,
-    init_scale: float | None = SMALL,
-) -> Target:
-    """So many images, evenly of all classes, and two equal hidden layers."""
-    per_class = (images or size.images) // (classes or LABELS[problem])
-    network = Network(widths=(width or size.width,) * 2, init_scale=init_scale)
-    return Target(problem, per_class, training, network, classes)
-
-
-def stretched(size: Size, training: Training) -> Training:
-    return replace(training, epochs=round(size.stretch * training.epochs))
-
 
 def weight_decay(size: Size) -> list[Cell]:
     kinds = (("ce", DIGITS, DECAY, SMALL), ("mse", PARITY, DECAY_MSE, None))
     return [
-        _cell(
+        attacked(
+            size,
             {"loss": loss, "weight decay": decay},
-            target(size, problem, stretched(size, replace(training, weight_decay=decay)), init_scale=scale),
+            problem,
+            size.stretched(replace(training, weight_decay=decay)),
+            init_scale=scale,
         )
         for loss, problem, training, scale in kinds
         for decay in size.of((0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2))
@@ -204,9 +184,13 @@ def weight_decay(size: Size) -> list[Cell]:
 
 def width(size: Size) -> list[Cell]:
     return [
-        _cell(
+        attacked(
+            size,
             {"problem": problem, "width": neurons, "images": count, "n / width": count / neurons},
-            target(size, problem, stretched(size, training), images=count, width=neurons),
+            problem,
+            size.stretched(training),
+            images=count,
+            width=neurons,
         )
         for problem, training in ((DIGITS, LONG), (PARITY, LONG_BCE))
         for neurons in size.widths
@@ -216,7 +200,7 @@ def width(size: Size) -> list[Cell]:
 
 def classes(size: Size) -> list[Cell]:
     return [
-        _cell({"problem": problem, "classes": count}, target(size, problem, stretched(size, LONG), classes=count))
+        attacked(size, {"problem": problem, "classes": count}, problem, size.stretched(LONG), classes=count)
         for problem, count in size.of(size.classes)
     ]
 
@@ -231,14 +215,14 @@ def losses(size: Size) -> list[Cell]:
         *((f"{loss}, decay", PARITY, replace(binary, loss=loss), None) for loss in ("mse", "huber", "l2.5")),
     )
     return [
-        _cell({"loss": name}, target(size, problem, stretched(size, training), init_scale=scale))
+        attacked(size, {"loss": name}, problem, size.stretched(training), init_scale=scale)
         for name, problem, training, scale in rows
     ]
 
 
 def epochs(size: Size) -> list[Cell]:
     return [
-        _cell({"loss": loss, "epochs": length}, target(size, problem, replace(training, epochs=length)))
+        attacked(size, {"loss": loss, "epochs": length}, problem, replace(training, epochs=length))
         for loss, problem, training in (("ce", DIGITS, NO_DECAY), ("bce", PARITY, replace(NO_DECAY, lr=0.1)))
         for length in size.lengths
     ]
@@ -246,10 +230,7 @@ def epochs(size: Size) -> list[Cell]:
 
 def init_scale(size: Size) -> list[Cell]:
     return [
-        _cell(
-            {"training": name, "initial scale": scale},
-            target(size, DIGITS, stretched(size, training), init_scale=scale),
-        )
+        attacked(size, {"training": name, "initial scale": scale}, DIGITS, size.stretched(training), init_scale=scale)
         for name, training in (("no decay", LONG), ("decay", DECAY))
         for scale in size.of((1e-5, 1e-4, 1e-3, 0.02, 0.1))
     ]
@@ -258,7 +239,7 @@ def init_scale(size: Size) -> list[Cell]:
 def margin(size: Size) -> list[Cell]:
     rows = (("ce", DIGITS, LONG), ("ce, decay", DIGITS, DECAY), ("bce", PARITY, LONG_BCE))
     return [
-        Cell(setting={"network": name}, work=partial(correlated, target(size, problem, stretched(size, training))))
+        attacked(size, {"network": name}, problem, size.stretched(training), run=run_correlated)
         for name, problem, training in rows
     ]
 
@@ -274,14 +255,14 @@ def cost(size: Size) -> list[Cell]:
     cells = []
     for varied, of in values.items():
         for value in size.of(of):
-            point = middle | {varied: value}
+            point = {**middle, varied: value}
             shape = Shape(
-                (1, 28, 28), 10, point["samples"], "multiclass", (point["neurons"],) * point["hidden layers"],
-                point["candidates"] // 10,
-            )  # fmt: skip
-            cells.append(Cell(setting={"varied": varied, **point}, work=partial(timed, shape, size.memory)))
+                image=DIGIT,
+                outputs=10,
+                images=point["samples"],
+                task="multiclass",
+                widths=(point["neurons"],) * point["hidden layers"],
+                per_class=point["candidates"] // 10,
+            )
+            cells.append(Cell(setting={"varied": varied, **point}, work=partial(timed, shape=shape, size=size)))
     return cells
-
-
-def _cell(setting: Row, of: Target) -> Cell:
-    return Cell(setting=setting, work=partial(attacked, of))

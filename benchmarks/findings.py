@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from math import log
 from statistics import median
 
-from cells import Value
-from laws import (
+from benchmarks.laws import (
     Difference,
-    Result,
     best,
+    by_number,
     counts,
     difference,
     exponent,
@@ -19,6 +18,8 @@ from laws import (
     rank_correlation,
     share,
 )
+from exhume.runs.cells import Result
+from exhume.runs.tables import Value
 
 MORE, LESS = 1, -1
 Finding = Callable[[Sequence[Result]], str]
@@ -26,7 +27,7 @@ Finding = Callable[[Sequence[Result]], str]
 
 def weight_decay(results: Sequence[Result]) -> str:
     def of_loss(of: Sequence[Result]) -> str:
-        groups = grouped(of, "weight decay")
+        groups = by_number(of, "weight decay")
         base = groups.pop(0.0, [])
         if not base or not groups:
             return "nothing to compare"
@@ -43,7 +44,7 @@ def weight_decay(results: Sequence[Result]) -> str:
 
 def width(results: Sequence[Result]) -> str:
     def of_problem(of: Sequence[Result]) -> str:
-        ratios, shares = [result.number("n / width") for result in of], [result.share for result in of]
+        ratios, shares = [result.number("n / width") for result in of], [share([result]) for result in of]
         rho, p_value = rank_correlation(ratios, shares)
         return (
             f"the rank correlation of images / width and the share that comes out is {rho:.2f}, which "
@@ -55,7 +56,7 @@ def width(results: Sequence[Result]) -> str:
 
 def classes(results: Sequence[Result]) -> str:
     def of_problem(of: Sequence[Result]) -> str:
-        groups = grouped(of, "classes")
+        groups = by_number(of, "classes")
         few, many = min(groups), max(groups)
         found = agrees(in_number(groups[few], groups[many]), MORE)
         return f"{counts(groups[few])} with {few} classes, {counts(groups[many])} with {many}, which {found}"
@@ -74,7 +75,7 @@ def losses(results: Sequence[Result]) -> str:
 
 def epochs(results: Sequence[Result]) -> str:
     def of_loss(of: Sequence[Result]) -> str:
-        groups = grouped(of, "epochs")
+        groups = by_number(of, "epochs")
         half = min(length for length, cells in groups.items() if 2 * share(cells) >= share(groups[best(groups)]))
         last = max(groups)
         longest = groups.pop(last)
@@ -91,7 +92,7 @@ def epochs(results: Sequence[Result]) -> str:
 
 def init_scale(results: Sequence[Result]) -> str:
     def of_training(of: Sequence[Result]) -> str:
-        groups = grouped(of, "initial scale")
+        groups = by_number(of, "initial scale")
         # the papers' own without decay, and PyTorch's default, theirs with it
         small, default = (min(groups, key=lambda scale: abs(log(scale / papers))) for papers in (1e-4, 0.02))
         found = in_number(groups[default], groups[small])

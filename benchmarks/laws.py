@@ -3,58 +3,40 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, log
-from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cells import Row, Value
-from exhume.chains import as_dense
+from exhume.architecture import as_mlp
+from exhume.attack.spectrum import first_layer
+from exhume.attack.stationarity import OBJECTIVES, mlp_terms, scale_free
 from exhume.checkpoint import Checkpoint
 from exhume.problems import Problem
-from exhume.reading import first_layer
-from exhume.records import read
-from exhume.runs import ScoresRecord
-from exhume.stationarity import OBJECTIVES, dense_terms, scale_free
+from exhume.runs.cells import Result
+from exhume.runs.tables import Value
 
+K = TypeVar("K")
 SIGNIFICANT = 0.05
 """Probability of a difference by chance from which nothing is concluded."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """A row of a study's table, and the folder of the cell that it tells of."""
-
-    row: Row
-    folder: Path
-
-    def number(self, column: str) -> float:
-        value = self.row[column]
-        assert isinstance(value, int | float), column
-        return value
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is anything to tell; a training that diverged has a status only."""
-        return "train s" in self.row or "step s" in self.row
-
-    @property
-    def share(self) -> float:
-        """Share of the training images that came out at NCC >= 0.9."""
-        return self.number("recovered") / self.number("images")
-
-    @property
-    def ncc(self) -> list[float]:
-        """Similarity of each training image and its one-to-one candidate."""
-        return [image.ncc for image in read(self.folder / "scores.json", ScoresRecord).per_image]
-
-
 def grouped(results: Iterable[Result], column: str) -> dict[Value, list[Result]]:
     """The results by what they have in a column, in their order."""
-    groups: dict[Value, list[Result]] = {}
+    return _groups(results, lambda result: result.row[column])
+
+
+def by_number(results: Iterable[Result], column: str) -> dict[float, list[Result]]:
+    """The same for a column of numbers."""
+    return _groups(results, lambda result: result.number(column))
+
+
+def _groups(results: Iterable[Result], key: Callable[[Result], K]) -> dict[K, list[Result]]:
+    groups: dict[K, list[Result]] = {}
     for result in results:
-        groups.setdefault(result.row[column], []).append(result)
+        groups.setdefault(key(result), []).append(result)
     return groups
 
 
@@ -63,15 +45,16 @@ def total(results: Sequence[Result], column: str) -> int:
 
 
 def counts(results: Sequence[Result]) -> str:
-    """What came out of all of them together, with the same count for never-seen images in brackets."""
+    """What came out of all of them together, with the same count for held-out images in brackets."""
     return f"{total(results, 'recovered')} [{total(results, 'null')}] of {total(results, 'images')}"
 
 
 def share(results: Sequence[Result]) -> float:
+    """Share of all their training images that came out at NCC >= 0.9."""
     return total(results, "recovered") / total(results, "images")
 
 
-def best(groups: dict[Value, list[Result]]) -> Value:
+def best(groups: dict[K, list[Result]]) -> K:
     """The group of which the largest share came out; of equals the first."""
     return max(groups, key=lambda key: share(groups[key]))
 
@@ -170,9 +153,10 @@ def fit_law(ratios: Sequence[float], shares: Sequence[float]) -> Law | None:
     return Law(ceiling=ceiling, half=exp(half), steepness=steepness, r_squared=float(r_squared))
 
 
-def _logistic(law: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
+def _logistic(law: NDArray[Any], log_ratio: NDArray[Any]) -> NDArray[Any]:
     ceiling, half, steepness = law
-    return ceiling / (1 + np.exp(np.clip(steepness * (log_ratio - half), -50, 50)))
+    shares: NDArray[Any] = ceiling / (1 + np.exp(np.clip(steepness * (log_ratio - half), -50, 50)))
+    return shares
 
 
 # ---- Multipliers of the true images
@@ -187,15 +171,15 @@ def multipliers(checkpoint: Checkpoint, problem: Problem) -> list[float]:
     from scipy.optimize import nnls  # noqa: PLC0415
 
     network = checkpoint.build().double()
-    dense = as_dense(network)
-    assert dense is not None, "only dense networks are studied"
+    mlp = as_mlp(network)
+    assert mlp is not None, "only MLPs are studied"
     with torch.no_grad():
         inputs = network.centre(problem.images.double()).flatten(1)
-        deltas = dense_terms(dense, inputs, _unit(problem), scale_free(1e6), count=1)[0].delta
-    if dense.biases[0] is not None:
+        deltas = mlp_terms(mlp, inputs, _unit(problem), scale_free(1e6), count=1)[0].delta
+    if mlp.biases[0] is not None:
         inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
     gram = (deltas @ deltas.T) * (inputs @ inputs.T)
-    along = (deltas * (inputs @ first_layer(dense).T)).sum(1)
+    along = (deltas * (inputs @ first_layer(mlp).T)).sum(1)
     gram.diagonal().add_(1e-10 * gram.trace() / len(gram))
     root = torch.linalg.cholesky(gram)
     right = torch.linalg.solve_triangular(root, along[:, None], upper=False)[:, 0]

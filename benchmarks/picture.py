@@ -1,10 +1,9 @@
-"""Draws the README's picture: training images of a scored run above what came out of the weights.
+"""Draws the README's picture: training images of a scored run above their reconstructions.
 
     exhume demo
-    python benchmarks/picture.py runs/demo docs/digits.png
+    python -m benchmarks.picture runs/demo docs/digits.png
 
-The images are those whose reconstructions lie
-at even ranks from the best to the worst one that counts (NCC >= 0.9), so that the picture is no choice of the best.
+The images are those at even ranks from the best to the worst one that counts (NCC >= 0.9): no choice of the best.
 """
 
 from pathlib import Path
@@ -13,14 +12,14 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from exhume.records import read, read_tensors
+from exhume.records import read_tensors
 from exhume.report.figures import gallery
-from exhume.runs import ScoresRecord
+from exhume.runs.schema import ScoresRecord, read_record
 
 
 def main(run: Positional[Path], out: Positional[Path], /, columns: int = 12) -> None:
     """Draws one row of originals and one of reconstructions."""
-    pairs, scores = read_tensors(run / "scores.safetensors"), read(run / "scores.json", ScoresRecord)
+    pairs, scores = read_tensors(run / "scores.safetensors"), read_record(run / "scores.json", ScoresRecord)
     similarity = pairs["similarity"]
     ranked = similarity.argsort(descending=True)[: scores.recovered["0.9"]]
     shown = ranked[torch.linspace(0, len(ranked) - 1, columns).round().long()]

@@ -1,91 +1,40 @@
 """Trains the benchmark's networks once, attacks them with default settings, and prints a row of results for each.
 
-    python benchmarks/run.py demo b3 --seeds 0 1 2
-    EXHUME_DATA=path/to/cifar python benchmarks/run.py b5
+    python -m benchmarks.run demo b3 --seeds 0 1 2
+    EXHUME_DATA=path/to/cifar python -m benchmarks.run b5
 
-Networks are kept under runs/benchmarks and are trained again only if their settings change.
+Networks are kept under runs/benchmarks and are trained again only if their settings change. They are attacked anew by
+every command.
 """
 
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import tyro
+from torch import Tensor
 from tyro.conf import Positional
 
-from cells import Target, attack, start_of, train_once
-from exhume.matching import match
-from exhume.methods import Reconstruction
-from exhume.networks import Network
-from exhume.presets import TRAININGS
-from exhume.runs import load_candidates, load_truth, read_training
-from exhume.scores import never_seen
-from exhume.training import Training
+from benchmarks.targets import TARGETS
+from exhume.attack.methods import Exhume
+from exhume.audit.matching import match
+from exhume.audit.scores import control_images
+from exhume.commands.display import bars
+from exhume.devices import Device
+from exhume.runs.cells import attack_once, initial_of, train_once
+from exhume.runs.store import load_candidates, load_truth, read_training, remove_stage
+from exhume.runs.tables import Row, table_markdown
 
-# as far in 10,000 epochs as plain descent at a rate of 0.5
-DECAY = Training(lr=0.05, momentum=0.9, epochs=10_000, weight_decay=2e-3)
-NO_DECAY = Training(lr=0.5, epochs=1000)
-LONG = Training(lr=0.5, lr_over_loss=1e-3, epochs=20_000, stop_loss=1e-12, evaluate_every=50)
-ORDINARY = Training(optimiser="adam", lr=1e-3, batch_size=32, epochs=500, evaluate_every=1, patience=10)
-BATCHES = Training(lr=0.1, batch_size=32, epochs=500, evaluate_every=1, patience=10)
-DEFAULT_INIT = Network(init_scale=None)
-CNN = Network(kind="cnn", channels=(32, 64), widths=(1000,), init_scale=None)
-PUBLIC = str(Path(__file__).with_name("public_photographs.py"))
-EVERYDAY = Network(init_scale=None, bias="all")
-
-
-PUBLIC_NETWORK = Target(PUBLIC, 200, replace(BATCHES, lr=0.03), EVERYDAY)
-
-
-def known(problem: str, per_class: int, training: Training, network: Network = EVERYDAY) -> Target:
-    """An everyday training whose fresh weights the attacker knows: those of its seed."""
-    fresh = Target(problem, per_class, replace(training, epochs=0), network)
-    return Target(problem, per_class, training, start=fresh)
-
-
-SMALL_CNN = Network(kind="cnn", channels=(32, 64), widths=(100,), init_scale=None, bias="all")
-TARGETS = {
-    "demo": Target("mnist-digits", 10, TRAININGS["demo"].training, TRAININGS["demo"].network),
-    "b1": Target("mnist-odd-even", 50, replace(DECAY, loss="mse", lr=0.02, epochs=50_000), DEFAULT_INIT),
-    "b2": Target("mnist-odd-even", 50, replace(LONG, lr=0.1)),
-    "b3": Target("mnist-digits", 10, NO_DECAY),
-    "b4": Target("mnist-digits", 10, DECAY),
-    "b5": Target("cifar10-multiclass", 10, replace(NO_DECAY, epochs=2000)),
-    "b6": Target("mnist-digits", 50, LONG),
-    "b6-decay": Target("mnist-digits", 50, DECAY),
-    "b7": Target("cifar10-multiclass", 50, LONG),
-    "b8": Target("cifar10-vehicles-animals", 250, replace(LONG, lr=0.1, lr_over_loss=3e-4)),
-    "b8-decay": Target(
-        "cifar10-vehicles-animals-regression",
-        250,
-        replace(DECAY, lr=0.02, weight_decay=7.5e-4, epochs=50_000),
-        DEFAULT_INIT,
-    ),
-    "b9": Target("faces", 50, replace(DECAY, lr=0.02, epochs=20_000)),
-    "b10": Target("mnist-digits", 10, ORDINARY, EVERYDAY),
-    "cnn": Target("mnist-digits", 10, DECAY, CNN),
-    "cnn-photographs": Target("cifar10-multiclass", 10, DECAY, CNN),
-    "b10-known": known("mnist-digits", 10, ORDINARY),
-    "known": known("mnist-digits", 10, BATCHES),
-    "known-500": known("mnist-digits", 50, BATCHES),
-    "known-photographs": known("cifar10-multiclass", 50, replace(BATCHES, lr=0.03)),
-    "known-binary": known("cifar10-vehicles-animals", 250, replace(BATCHES, lr=0.03)),
-    "known-cnn": known("mnist-digits", 10, BATCHES, replace(CNN, bias="all")),
-    "known-cnn-photographs": known("cifar10-multiclass", 10, replace(BATCHES, lr=0.03), replace(CNN, bias="all")),
-    "known-faces": known("faces", 50, replace(BATCHES, lr=0.03), SMALL_CNN),
-    "tuned": Target("cifar10-multiclass", 10, replace(BATCHES, lr=0.03), start=PUBLIC_NETWORK),
-    "tuned-adam": Target("cifar10-multiclass", 10, ORDINARY, start=PUBLIC_NETWORK),
-}
-"""Sized for a CPU. Named as in RESULTS.md."""
-SURE = 0.9
-"""Confidence from which a candidate is called sure."""
+CONFIDENT = 0.9
+"""Confidence from which a candidate counts as confident."""
 
 
 def main(
     targets: Positional[tuple[str, ...]],
     /,
     seeds: tuple[int, ...] = (0,),
-    device: str = "auto",
-    restarts: int | None = None,
+    device: Device = "auto",
+    restarts: int = Exhume.restarts,
 ) -> None:
     """Trains, attacks and scores each target for each seed.
 
@@ -93,50 +42,66 @@ def main(
         targets: rows of TARGETS.
         seeds: seeds of training and reconstruction.
         device: auto, cpu or cuda.
-        restarts: searches, whose candidates count together; 1 leaves the confidence unknown.
+        restarts: searches, whose candidates count together; with 1 confidence is not available.
     """
-    columns: tuple[str, ...] = ("target", "seed", "NCC >= 0.9", "never seen", ">= 0.7", "never seen")
-    columns += ("SSIM > 0.4", "never seen", "never seen if perfect")
-    columns += ("sure", "of them right", "never seen", "images read", "train s", "reconstruct s")
-    print("| " + " | ".join(columns) + " |")
-    print("|---" * len(columns) + "|")
-    for name in targets:
-        if name not in TARGETS:
-            raise SystemExit(f"There is no target {name}; there are {', '.join(TARGETS)}.")
-        for seed in seeds:
-            print(row(name, TARGETS[name], seed, device, restarts), flush=True)
+    unknown = [name for name in targets if name not in TARGETS]
+    if unknown:
+        raise SystemExit(f"There is no target {unknown[0]}; there are {', '.join(TARGETS)}.")
+    for number, (name, seed) in enumerate((name, seed) for name in targets for seed in seeds):
+        table = table_markdown([row(name, seed, Exhume(restarts=restarts), device)])
+        print(*table.splitlines()[2 if number else 0 :], sep="\n", flush=True)
 
 
-def row(name: str, target: Target, seed: int, device: str, restarts: int | None) -> str:
-    """One line of the table."""
-    folder = Path("runs/benchmarks") / f"{name}-{seed}"
-    train_once(folder, target, seed, device)
-    scores = attack(folder, Reconstruction(seed=seed, restarts=restarts), device, start_of(folder, target))
-    candidates, found = load_candidates(folder)
-    problem = load_truth(read_training(folder))
-    sure, told = candidates.confidence >= SURE, bool(candidates.confidence.isfinite().any())
-    right, null = (
-        int((match(candidates, images).similarity.amax(0)[sure] >= 0.9).sum())
-        for images in (problem.images, never_seen(problem.held_out, len(problem.images)))
-    )
-    cells = (
-        name,
-        seed,
-        f"{scores.recovered['0.9']} / {scores.images}",
-        f"{scores.null['0.9']} / {scores.never_seen}",
-        scores.recovered["0.7"],
-        scores.null["0.7"],
-        scores.ssim.good,
-        scores.ssim.null_good,
-        scores.ssim.null_perfect,
-        int(sure.sum()) if told else "-",
-        right if told else "-",
-        null if told else "-",
-        found.reading.images,
-        f"{scores.seconds.train:.0f}",
-        f"{scores.seconds.reconstruct:.0f}",
-    )
-    return "| " + " | ".join(map(str, cells)) + " |"
+def row(name: str, seed: int, method: Exhume, device: str) -> Row:
+    """One line of the table; (held-out): the same count for as many held-out images.
+
+    confident: candidates with a confidence of at least CONFIDENT; right: those of them that match a training image;
+    distinct: training images that these show.
+    """
+    folder, recipe = Path("runs/benchmarks") / f"{name}-{seed}", TARGETS[name].seeded(seed)
+    with bars() as progress_callback:
+        train_once(folder, recipe, device=device, progress_callback=progress_callback)
+        remove_stage(folder, "candidates")
+        scores = attack_once(
+            folder,
+            replace(method, seed=seed),
+            initial=initial_of(folder, recipe),
+            device=device,
+            progress_callback=progress_callback,
+        )
+    return {
+        "target": name,
+        "seed": seed,
+        "NCC >= 0.9": f"{scores.recovered['0.9']} / {scores.images}",
+        "(held-out)": f"{scores.null['0.9']} / {scores.held_out}",
+        ">= 0.7": scores.recovered["0.7"],
+        ">= 0.7 (held-out)": scores.null["0.7"],
+        "SSIM > 0.4": scores.ssim.good,
+        "SSIM > 0.4 (held-out)": scores.ssim.null_good,
+        "(held-out, if perfect)": scores.ssim.null_perfect,
+        **confident_counts(folder),
+        "images assumed": load_candidates(folder)[1].assumptions.images,
+        "train s": f"{scores.seconds.train:.0f}",
+        "reconstruct s": f"{scores.seconds.reconstruct:.0f}",
+    }
+
+
+def confident_counts(folder: Path) -> Row:
+    """How many candidates are confident, how many of these are right, and how many different images they show."""
+    candidates, _ = load_candidates(folder)
+    columns = ("confident", "right", "distinct", "right (held-out)", "distinct (held-out)")
+    if not candidates.confidence.isfinite().any():
+        return dict.fromkeys(columns)
+    problem, confident = load_truth(read_training(folder)), candidates.confidence >= CONFIDENT
+    control = control_images(problem.held_out, len(problem.images))
+    counts = [shown(match(candidates, images).similarity[:, confident]) for images in (problem.images, control)]
+    return dict(zip(columns, (int(confident.sum()), *counts[0], *counts[1]), strict=True))
+
+
+def shown(similarity: Tensor) -> tuple[int, int]:
+    """How many candidates match an image at NCC >= 0.9, and how many different images are their nearest; of [n, m]."""
+    right = similarity[:, similarity.amax(0) >= 0.9]
+    return right.shape[1], len(torch.unique(right.argmax(0)))
 
 
 if __name__ == "__main__":

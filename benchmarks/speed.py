@@ -1,39 +1,42 @@
 """Measures what a step costs, and prints ratios of times and of memory taken in one run.
 
-    python benchmarks/speed.py
+    python -m benchmarks.speed
 
-Shapes are those of b2 and b7 (see run.py), with the priors that digits have in b2 and photographs in b7, and that of
-the sweep in RESULTS.md. The weights are those of an untrained network: what a step costs does not depend on what is in
-them. Every time is the least of several.
+Shapes are those of b2 and b7 (see targets.py), with the priors that digits have in b2 and photographs in b7, and that
+of the sweep in RESULTS.md. The network is untrained: what a step costs does not depend on the values of the weights.
+Every time is the least of several.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exhume.descent import descend
-from exhume.losses import LOSSES
-from exhume.methods import METHODS, Reconstruction, resolve
-from exhume.methods.ground import Search, Target
-from exhume.methods.subspace import REWEIGHTED, SubspaceSearch
-from exhume.methods.trusted import BILEVEL, SMOOTHNESS
-from exhume.networks import Network, Task, build
-from exhume.solver import take_step
+from exhume.architecture import as_mlp
+from exhume.attack.analysis import BINARY_PRIOR, SMOOTHNESS
+from exhume.attack.methods import Exhume, Reference
+from exhume.attack.methods.input_subspace import REWEIGHT_EVERY, InputSubspaceSearch
+from exhume.attack.optimisation import take_step
+from exhume.attack.search import Method
+from exhume.attack.target import Target
+from exhume.defence.gradient_descent import descend
+from exhume.defence.losses import LOSSES
+from exhume.networks import NetworkConfig, Task, build
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
     """A network and how many images it was trained on.
 
-    per_class: candidates of each label in the papers' scheme, None for our own number; smoothness, bilevel: as would be
-    read from weights that have been trained on such images, and from their mean.
+    per_class, reference_per_class: candidates of each label in a search of each method; None: its own number;
+    smoothness, binary_prior: as would be read from weights that have been trained on such images, and from their mean.
     """
 
     image: tuple[int, int, int]
@@ -42,18 +45,28 @@ class Shape:
     task: Task
     widths: tuple[int, ...] = (1000, 1000)
     per_class: int | None = None
+    reference_per_class: int | None = None
     smoothness: float = 0.0
-    bilevel: float = 0.0
+    binary_prior: float = 0.0
 
 
+DIGIT, PHOTOGRAPH = (1, 28, 28), (3, 32, 32)
 SHAPES = {
-    "b2": Shape((1, 28, 28), 1, 100, "binary", bilevel=BILEVEL),
-    "b7": Shape((3, 32, 32), 10, 500, "multiclass", smoothness=SMOOTHNESS),
-    "sweep": Shape((1, 28, 28), 1, 20, "binary", widths=(200, 200), per_class=20, bilevel=BILEVEL),
+    "b2": Shape(image=DIGIT, outputs=1, images=100, task="binary", binary_prior=BINARY_PRIOR),
+    "b7": Shape(image=PHOTOGRAPH, outputs=10, images=500, task="multiclass", smoothness=SMOOTHNESS),
+    "sweep": Shape(
+        image=DIGIT,
+        outputs=1,
+        images=20,
+        task="binary",
+        widths=(200, 200),
+        reference_per_class=20,
+        binary_prior=BINARY_PRIOR,
+    ),
 }
 
 
-def main(device: str = "cpu", steps: int = 2 * REWEIGHTED) -> None:
+def main(device: str = "cpu", steps: int = 2 * REWEIGHT_EVERY) -> None:
     """Prints one line for each ratio, with what it was measured from.
 
     Args:
@@ -62,7 +75,7 @@ def main(device: str = "cpu", steps: int = 2 * REWEIGHTED) -> None:
     """
     print(f"{torch.get_num_threads()} threads, {device}, PyTorch {torch.__version__}")
     for name, shape in SHAPES.items():
-        ours, theirs = ((method, shape, device) for method in ("exhume", "reference"))
+        ours, theirs = ((method(shape), shape, device) for method in (exhume_method, reference_method))
         fast, slow = least(steps_of(*ours), steps), least(steps_of(*theirs), max(steps // 10, 2))
         products = least(_products_alone(steps_of(*ours), steps), 1) / steps
         small, large = peak(*ours), peak(*theirs)
@@ -75,31 +88,35 @@ def main(device: str = "cpu", steps: int = 2 * REWEIGHTED) -> None:
         print(f"{name}: an epoch / its matrix products: {epoch / alone:.2f} ({1e3 * epoch:.1f} / {1e3 * alone:.1f} ms)")
 
 
-def search(method: str, shape: Shape, device: str) -> Search:
-    """A search as `reconstruct` would start it, on an untrained network."""
-    generator = torch.Generator().manual_seed(0)
-    config = Reconstruction(method=method, images=shape.images)
-    if method == "exhume":
-        config = replace(config, smoothness=shape.smoothness, bilevel=shape.bilevel)
-    else:
-        config = replace(config, per_class=shape.per_class)
-    config = resolve(config, shape.task)
-    centre = torch.full(shape.image, 0.5)
-    dtype = getattr(torch, config.dtype or "")
-    network = build(Network(widths=shape.widths), centre, shape.outputs, generator).to(device, dtype)
+def exhume_method(shape: Shape) -> Method:
+    """Our method, with what it would read from trained weights of this shape."""
+    return Exhume(
+        images=shape.images,
+        per_class=shape.per_class,
+        smoothness=shape.smoothness,
+        binary_prior=shape.binary_prior,
+    )
+
+
+def reference_method(shape: Shape) -> Method:
+    """The papers' scheme."""
+    return Reference(images=shape.images, per_class=shape.reference_per_class)
+
+
+def steps_of(method: Method, shape: Shape, device: str) -> Callable[[int], None]:
+    """Takes so many steps of a search that is under way, on an untrained network."""
+    generator, centre = torch.Generator().manual_seed(0), torch.full(shape.image, 0.5)
+    network = build(NetworkConfig(widths=shape.widths), centre, shape.outputs, generator)
+    network = network.to(device, getattr(torch, method.dtype))
     target = Target(network=network, centre=network.centre.centre, task=shape.task, outputs=shape.outputs)
-    return METHODS[method].start(target, config, generator)
-
-
-def steps_of(method: str, shape: Shape, device: str) -> Callable[[int], None]:
-    """Takes so many steps of a search that is under way."""
-    under_way = search(method, shape, device)
-    if isinstance(under_way, SubspaceSearch):
-        under_way.evaluations = under_way.steps  # as at the end, where errors common to neurons are taken off in full
+    search = method.start(target, generator)
+    if isinstance(search, InputSubspaceSearch):
+        search.evaluations = search.steps  # as at the end, where errors common to neurons are taken off in full
 
     def run(count: int) -> None:
         for _ in range(count):
-            take_step(under_way, sum(under_way.objective()))
+            residual, penalty = search.objective()
+            take_step(search, residual + penalty)
 
     return run
 
@@ -107,8 +124,10 @@ def steps_of(method: str, shape: Shape, device: str) -> Callable[[int], None]:
 def _epochs(shape: Shape, device: str) -> Callable[[int], None]:
     generator = torch.Generator().manual_seed(0)
     # in the images' span, whose basis is computed once in a training and is no part of an epoch
-    network = build(Network(widths=shape.widths), torch.zeros(1, 1, shape.images), shape.outputs, generator).to(device)
-    layers = [layer for layer in network.layers if isinstance(layer, torch.nn.Linear)]
+    centre = torch.zeros(1, 1, shape.images)
+    network = build(NetworkConfig(widths=shape.widths), centre, shape.outputs, generator).to(device)
+    mlp = as_mlp(network)
+    assert mlp is not None
     inputs = torch.randn(shape.images, shape.images, generator=generator).to(device)
     labels = (torch.arange(shape.images) % max(shape.outputs, 2)).to(device)
     loss = LOSSES["ce" if shape.outputs > 1 else "bce"].loss
@@ -118,7 +137,7 @@ def _epochs(shape: Shape, device: str) -> Callable[[int], None]:
             value = loss(scores.requires_grad_(), labels)
         return value, torch.autograd.grad(value, scores)[0]
 
-    return lambda count: descend(layers, inputs, slope, lambda _: 1e-4, decay=0.0, epochs=count)
+    return lambda count: descend(mlp, inputs, slope, lambda _: 1e-4, decay=0.0, epochs=count)
 
 
 def least(run: Callable[[int], None], count: int, repeats: int = 5) -> float:
@@ -139,32 +158,27 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-class _Products(TorchDispatchMode):
-    """Notes the factors of every matrix product."""
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the factors of every matrix product, replaced by others of the same shape and layout."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.factors: list[tuple[Tensor, Tensor]] = []
+        self.pool: dict[Any, Tensor] = {}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        name = function.overloadpacket.__name__
-        if name.strip("_") in {"mm", "addmm", "bmm", "baddbmm"}:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket.__name__.strip("_") in {"mm", "addmm", "bmm", "baddbmm"}:
             left, right = args[-2:]
-            # of the same shape and layout, but not alive all at once
-            self.factors.append((_like(left), _like(right)))
+            self.factors.append((self._like(left), self._like(right)))
         return function(*args, **(kwargs or {}))
 
-
-_POOL: dict[tuple[object, ...], Tensor] = {}
-
-
-def _like(factor: Tensor) -> Tensor:
-    key = (factor.shape, factor.stride(), factor.dtype, factor.device)
-    if key not in _POOL:
-        _POOL[key] = torch.empty_strided(
-            factor.shape, factor.stride(), dtype=factor.dtype, device=factor.device
-        ).normal_()
-    return _POOL[key]
+    def _like(self, factor: Tensor) -> Tensor:
+        """One tensor for all factors of a shape and layout: they are not alive all at once."""
+        key = (factor.shape, factor.stride(), factor.dtype, factor.device)
+        if key not in self.pool:
+            empty = torch.empty_strided(factor.shape, factor.stride(), dtype=factor.dtype, device=factor.device)
+            self.pool[key] = empty.normal_()
+        return self.pool[key]
 
 
 def _products_alone(run: Callable[[int], None], count: int) -> Callable[[int], None]:
@@ -179,17 +193,19 @@ def _products_alone(run: Callable[[int], None], count: int) -> Callable[[int], N
     return alone
 
 
-def peak(method: str, shape: Shape, device: str) -> float:
+def peak(method: Method, shape: Shape, device: str) -> float:
     """Megabytes that steps take beyond what was there before the search began, at most, in a process of its own."""
     with get_context("spawn").Pool(1) as pool:
         return float(pool.apply(_peak_here, (method, shape, device)))
 
 
-def _peak_here(method: str, shape: Shape, device: str) -> float:
+def _peak_here(method: Method, shape: Shape, device: str) -> float:
     if device == "cuda":
         steps_of(method, shape, device)(3)
         return torch.cuda.max_memory_allocated() / 1e6
-    steps_of(method, Shape((1, 4, 4), shape.outputs, 2, shape.task), device)(3)  # libraries are loaded
+    tiny = Shape(image=(1, 4, 4), outputs=shape.outputs, images=2, task=shape.task)
+    make = exhume_method if isinstance(method, Exhume) else reference_method
+    steps_of(make(tiny), tiny, device)(3)  # libraries are loaded
     before = _high_water()
     steps_of(method, shape, device)(3)
     return _high_water() - before

@@ -1,14 +1,12 @@
 """Studies of what makes a training set readable: each trains and attacks networks that differ in one thing.
 
-    python benchmarks/study.py weight-decay
-    python benchmarks/study.py width --size gpu --seeds 0 1 2
+    python -m benchmarks.study weight-decay
+    python -m benchmarks.study width --size gpu --seeds 0 1 2
 
 Each writes table.csv, table.md (with what it says of the papers' findings) and figure.png. A cell that is finished,
 with exactly these settings, is not done again: an interrupted study goes on by the same command.
 """
 
-import csv
-import io
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -19,15 +17,14 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
-import charts
-import designs
-import findings
-from cells import Row, Value
-from designs import SIZES, Cell, Job, Size
+from benchmarks import charts, designs, findings
+from benchmarks.designs import SIZES, Size
+from exhume.commands.display import bars
+from exhume.devices import Device, choose_device
 from exhume.errors import InputError
 from exhume.records import Provenance, provenance, replace_file
-from exhume.stages import choose_device
-from laws import Result
+from exhume.runs.cells import Cell, Result, run_study
+from exhume.runs.tables import short, table_csv, table_markdown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +104,7 @@ STUDIES = {
 
 LEGEND = (
     "Default settings of the attack, one search. *Recovered*: training images with a candidate of their own at "
-    "NCC >= 0.9; *null*, and below in brackets: the same count for as many never-seen images. A result *agrees* or "
+    "NCC >= 0.9; *null*, and below in brackets: the same count for as many held-out images. A result *agrees* or "
     "*disagrees* with the papers where its probability by chance (p) is below 0.05."
 )
 
@@ -117,7 +114,7 @@ def main(
     /,
     size: Literal["cpu", "gpu", "test"] = "cpu",
     seeds: tuple[int, ...] | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     out: Path = Path("runs/studies"),
 ) -> None:
     """Does what is missing of a study, and writes its table and figure.
@@ -138,58 +135,29 @@ def main(
         raise SystemExit(str(error)) from None
     seeds = seeds or scale.seeds
     results = []
-    for seed in seeds:
-        for cell in study.cells(scale):
-            cell_folder = folder / "cells" / f"{cell.name}-{seed}"
-            row = cell.work(cell_folder, Job(seed=seed, device=device, steps=scale.steps))
-            results.append(Result(row={**cell.setting, "seed": seed, **row}, folder=cell_folder))
-            print(", ".join(f"{column}: {_short(value)}" for column, value in results[-1].row.items()), flush=True)
-    done = [result for result in results if result.finished]
-    if not done:
+    for result in run_study(folder / "cells", study.cells(scale), seeds=seeds, device=device, progress_display=bars):
+        results.append(result)
+        print(", ".join(f"{column}: {short(value)}" for column, value in result.row.items()), flush=True)
+    if not any(result.measured for result in results):
         raise SystemExit(f"Nothing could be measured. {results[0].row['status']}")
-    rows, finding = [result.row for result in results], study.finding(done)
+    command = shlex.join(["python", "-m", "benchmarks.study", name, "--size", size, "--seeds", *map(str, seeds)])
     made = provenance(device=place, seed=seeds[0], seconds=time.perf_counter() - start)
-    command = shlex.join(["python", "benchmarks/study.py", name, "--size", size, "--seeds", *map(str, seeds)])
-    replace_file(folder / "table.csv", table_csv(rows).encode())
-    replace_file(folder / "figure.png", charts.png(study.chart, done))
+    write_study(folder, name, results, command, made)
+
+
+def write_study(folder: Path, name: str, results: Sequence[Result], command: str, made: Provenance) -> None:
+    """Writes table.csv, figure.png and table.md, and prints what the numbers say."""
+    study, measured = STUDIES[name], [result for result in results if result.measured]
+    rows, finding = [result.row for result in results], study.finding(measured)
+    machine = f"{made.device}, {made.threads} threads, PyTorch {made.torch}, {made.date[:10]}."
     page = (
-        f"# {name}\n\n{study.question}\n\n    {command}\n\n{_made(made)} {LEGEND}\n\n**The papers.** {study.papers}\n\n"
+        f"# {name}\n\n{study.question}\n\n    {command}\n\n{machine} {LEGEND}\n\n**The papers.** {study.papers}\n\n"
         f"**Here.** {finding}\n\n![{name}](figure.png)\n\n{table_markdown(rows)}\n"
     )
+    replace_file(folder / "table.csv", table_csv(rows).encode())
+    replace_file(folder / "figure.png", charts.png(study.chart, measured))
     replace_file(folder / "table.md", page.encode())
     print(f"\n{finding}\n\n{folder / 'table.md'}")
-
-
-def table_csv(rows: Sequence[Row]) -> str:
-    """The rows with all columns that any of them has."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _columns(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def table_markdown(rows: Sequence[Row]) -> str:
-    """The same for reading, with three digits."""
-    columns = _columns(rows)
-    lines = [columns, ["---"] * len(columns), *([_short(row.get(column)) for column in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _columns(rows: Sequence[Row]) -> list[str]:
-    """In the order of their first appearance, the status last."""
-    columns = dict.fromkeys(column for row in rows for column in row if column != "status")
-    return [*columns, "status"]
-
-
-def _short(value: Value) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", "/")
-
-
-def _made(by: Provenance) -> str:
-    return f"{by.device}, {by.threads} threads, PyTorch {by.torch}, {by.date[:10]}."
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-OF_USERS = ("Network", "Problem", "Reconstruction", "Selection", "Sweep", "Training")
+OF_USERS = ("Exhume", "NetworkConfig", "Problem", "Reference", "Selection", "SweepConfig", "TrainingConfig")
 """What users fill in: the package itself must say in a sentence what is wrong with it."""
+OF_TYRO = ("Reconstruct", "Search")
+"""Commands whose defaults tyro completes: what must be given on the command line is its MISSING until then."""
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    if function.__qualname__ in [f"{name}.__init__" for name in OF_USERS]:
+    if function.__qualname__ in [f"{name}.__init__" for name in (*OF_USERS, *OF_TYRO)]:
         return function
     decorated: Callable[..., Any] = beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
     return decorated

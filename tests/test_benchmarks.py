@@ -1,8 +1,7 @@
-"""Every study from its command to its table and figure, in tiny; what is done once is not done again; the laws."""
+"""Every study from its command to its table and figure, in tiny; the tables of results; the laws; what is concluded."""
 
 import csv
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,37 +10,33 @@ import pytest
 import torch
 from PIL import Image
 
-import cells
-import designs
-import findings
-import run
-import study
-from cells import Row, Target
-from designs import Job
-from exhume import stages
-from exhume.checkpoint import load_checkpoint
-from exhume.methods import Reconstruction
-from exhume.networks import Network
-from exhume.problems import Selection, load_problem
-from exhume.progress import Listener, Progress
-from exhume.records import read
-from exhume.runs import CandidatesRecord, read_training
-from exhume.training import Training, train
-from laws import Difference, Result, difference, exponent, fit_law, in_number, in_quality, multipliers, rank_correlation
-
-TINY = Target("mnist-digits", 2, Training(epochs=20), Network(widths=(20, 20)))
-JOB = Job(seed=0, device="cpu", steps=5)
-KEPT = ("checkpoint.safetensors", "candidates.safetensors", "cost.json")
-"""What is written anew where a cell is done again."""
+from benchmarks import designs, findings, run, speed, study, targets, zoo
+from benchmarks.laws import (
+    Difference,
+    difference,
+    exponent,
+    fit_law,
+    in_number,
+    in_quality,
+    multipliers,
+    rank_correlation,
+)
+from exhume.attack.methods import Exhume
+from exhume.defence.training import TrainingConfig, TrainingPoint, train
+from exhume.errors import InputError
+from exhume.networks import NetworkConfig
+from exhume.presets import TRAININGS
+from exhume.problems import INSTALLED, Problem, Selection, load_problem
+from exhume.records import read_tensors, write_tensors
+from exhume.runs.cells import Result
+from exhume.runs.store import load_candidates, read_training
+from exhume.runs.zoo import SECOND
 
 
 @pytest.fixture(autouse=True)
-def the_digits_of_the_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+def the_digits_of_the_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("EXHUME_DATA", raising=False)
-
-
-def times(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for name in KEPT for path in folder.rglob(name)}
+    monkeypatch.chdir(tmp_path)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -53,11 +48,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", study.STUDIES)
-def test_a_study_ends_with_table_and_figure_and_repeats_nothing(name: str, tmp_path: Path) -> None:
-    study.main(name, size="test", out=tmp_path)
-    folder = tmp_path / f"{name}-test"
-    table, done = rows(folder), times(folder)
-    planned = study.STUDIES[name].cells(study.SIZES["test"])
+def test_a_study_ends_with_table_and_figure(name: str) -> None:
+    study.main(name, size="test")
+    folder = Path("runs/studies") / f"{name}-test"
+    table, planned = rows(folder), study.STUDIES[name].cells(study.SIZES["test"])
     assert len(table) == len(planned) == len({cell.name for cell in planned})
     for row, cell in zip(table, planned, strict=True):
         assert {column: row[column] for column in cell.setting} == {c: str(v) for c, v in cell.setting.items()}
@@ -66,51 +60,34 @@ def test_a_study_ends_with_table_and_figure_and_repeats_nothing(name: str, tmp_p
         figure.load()
         assert figure.format == "PNG" and figure.width > 500
     page = (folder / "table.md").read_text()
-    assert study.STUDIES[name].papers in page and f"study.py {name} --size test --seeds 0" in page
+    assert study.STUDIES[name].papers in page and f"benchmarks.study {name} --size test --seeds 0" in page
     assert page.count("\n| ") == len(table) + 2  # with the heading and its rule
-    study.main(name, size="test", out=tmp_path)
-    assert done and times(folder) == done
-    assert rows(folder) == table
 
 
-def test_an_interrupted_study_loses_the_cell_that_was_under_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attack_once, attacked = designs.attack_once, []
-
-    def interrupted(folder: Path, *settings: object) -> None:
-        attacked.append(folder)
-        if len(attacked) == 2:
-            raise KeyboardInterrupt
-        attack_once(folder, *settings)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(designs, "attack_once", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        study.main("classes", size="test", out=tmp_path)
-    before = times(tmp_path)
-    assert len(before) == 3  # two checkpoints, one cell's candidates
-    study.main("classes", size="test", out=tmp_path)
-    assert len(times(tmp_path)) == 4
-    assert before.items() <= times(tmp_path).items()
+@pytest.mark.parametrize("name", ["margin", "cost"])
+def test_a_study_with_work_of_its_own_repeats_nothing_either(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.main(name, size="test")
+    table = rows(Path("runs/studies") / f"{name}-test")
+    monkeypatch.setattr("exhume.runs.cells.reconstruct_run", None)
+    monkeypatch.setattr(designs, "least", None)
+    study.main(name, size="test")
+    assert rows(Path("runs/studies") / f"{name}-test") == table
 
 
-def test_seeds_are_cells_of_their_own(tmp_path: Path) -> None:
-    study.main("classes", size="test", seeds=(3, 4), out=tmp_path)
-    assert [row["seed"] for row in rows(tmp_path / "classes-test")] == ["3", "3", "4", "4"]
-    assert len(times(tmp_path)) == 8
+def test_the_classes_are_as_many_images_in_all_for_each_seed() -> None:
+    study.main("classes", size="test", seeds=(3, 4))
+    table = rows(Path("runs/studies/classes-test"))
+    assert [(row["seed"], row["classes"], row["images"]) for row in table] == [
+        (seed, classes, "20") for seed in "34" for classes in ("2", "10")
+    ]
 
 
-def test_the_classes_are_as_many_images_in_all(tmp_path: Path) -> None:
-    study.main("classes", size="test", out=tmp_path)
-    assert [(row["classes"], row["images"]) for row in rows(tmp_path / "classes-test")] == [("2", "20"), ("10", "20")]
-
-
-def test_what_cannot_be_trained_is_a_status_beside_the_others(tmp_path: Path) -> None:
-    diverging = replace(TINY, training=Training(lr=1e12, epochs=20, loss="mse"), problem="mnist-odd-even")
-    assert designs.attacked(diverging, tmp_path / "a", JOB)["status"].startswith("The loss was no longer finite")
-    assert designs.correlated(diverging, tmp_path / "a", JOB).keys() == {"status"}
-    table = study.table_markdown([{"x": 1.0, "status": "Diverged."}, {"x": 2.0, "recovered": 3, "status": "done"}])
-    assert table.splitlines()[2:] == ["| 1 | - | Diverged. |", "| 2 | 3 | done |"]
+def test_the_cost_is_of_as_many_candidates_as_the_table_says() -> None:
+    for cell in designs.cost(study.SIZES["test"]):
+        shape: speed.Shape = cell.work.keywords["shape"]  # type: ignore[attr-defined]
+        method = speed.exhume_method(shape)
+        assert isinstance(method, Exhume) and method.per_class is not None
+        assert 10 * method.per_class == cell.setting["candidates"]
 
 
 @pytest.mark.parametrize(
@@ -120,84 +97,108 @@ def test_what_cannot_be_trained_is_a_status_beside_the_others(tmp_path: Path) ->
         ({"name": "width", "device": "cuda"}, "There is no usable GPU here"),
     ],
 )
-def test_what_cannot_be_studied_is_one_sentence(words: dict[str, str], sentence: str, tmp_path: Path) -> None:
+def test_what_cannot_be_studied_is_one_sentence(words: dict[str, str], sentence: str) -> None:
     if torch.cuda.is_available() and "device" in words:
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit, match=sentence):
-        study.main(words["name"], size="test", device=words.get("device", "cpu"), out=tmp_path)  # type: ignore[arg-type]
+        study.main(words["name"], size="test", device=words.get("device", "cpu"))  # type: ignore[arg-type]
 
 
-def test_a_study_of_which_nothing_could_be_measured_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_without_a_measurement_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EXHUME_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(SystemExit, match=r"Nothing could be measured. There is no file or folder .*nowhere"):
-        study.main("classes", size="test", out=tmp_path)
+        study.main("classes", size="test")
 
 
-# ---------------------------------------------------------------- a cell
+# ---------------------------------------------------------------- the tables
 
 
-def test_other_settings_are_done_anew_and_only_what_they_touch(tmp_path: Path) -> None:
-    designs.attacked(TINY, tmp_path, JOB)
-    before = times(tmp_path)
-    designs.attacked(TINY, tmp_path, replace(JOB, steps=6))
-    after = times(tmp_path)
-    assert {path.name for path in before if before[path] != after[path]} == {"candidates.safetensors"}
-    designs.attacked(replace(TINY, classes=5), tmp_path, replace(JOB, steps=6))
-    assert all(times(tmp_path)[path] != after[path] for path in after)
+def test_a_target_is_a_row_and_is_attacked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = targets.known("mnist-digits", 2, TrainingConfig(epochs=3), NetworkConfig(widths=(20,), bias="all"))
+    monkeypatch.setitem(targets.TARGETS, "tiny", tiny)
+    first = run.row("tiny", 1, Exhume(steps=3, restarts=1), "cpu")
+    trained = Path("runs/benchmarks/tiny-1/checkpoint.safetensors").stat().st_mtime_ns
+    found = Path("runs/benchmarks/tiny-1/candidates.safetensors").stat().st_mtime_ns
+    again = run.row("tiny", 1, Exhume(steps=3, restarts=1), "cpu")
+    untimed = {"train s": None, "reconstruct s": None}
+    assert {**first, **untimed} == {**again, **untimed} and (first["target"], first["seed"]) == ("tiny", 1)
+    assert first["confident"] is None  # one search
+    assert Path("runs/benchmarks/tiny-1/checkpoint.safetensors").stat().st_mtime_ns == trained
+    assert Path("runs/benchmarks/tiny-1/candidates.safetensors").stat().st_mtime_ns > found
+    assert load_candidates(Path("runs/benchmarks/tiny-1"))[1].initial is not None
+    with pytest.raises(SystemExit, match="There is no target b99; there are demo, b1"):
+        run.main(("b3", "b99"))
 
 
-def test_a_damaged_score_is_counted_again(tmp_path: Path) -> None:
-    row = designs.attacked(TINY, tmp_path, JOB)
-    (tmp_path / "scores.json").write_text("{")
-    again = designs.attacked(TINY, tmp_path, JOB)
-    assert {**again, "reconstruct s": None} == {**row, "reconstruct s": None}
+def test_every_row_of_the_results_can_be_made_again() -> None:
+    results = (Path(run.__file__).parent / "RESULTS.md").read_text()
+    commands = re.findall(r"python -m benchmarks\.(run|study|zoo) ([^\n`]+)", results)
+    tables = {"run": targets.TARGETS, "study": study.STUDIES, "zoo": zoo.ROWS}
+    named = {(table, name) for table, words in commands for name in words.partition(" --")[0].split()}
+    assert len(named) > 25 and all(name in tables[table] for table, name in named)
 
 
-def test_a_training_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[int] = []
-
-    @contextmanager
-    def stopping(at: int | None) -> Iterator[Listener]:
-        def hear(event: Progress) -> None:
-            heard.append(event.step)
-            if event.step == at:
-                raise KeyboardInterrupt
-
-        yield hear
-
-    monkeypatch.setattr(stages, "SAVE_EVERY", -1.0)
-    monkeypatch.setattr(cells, "bars", lambda: stopping(10))
-    with pytest.raises(KeyboardInterrupt):
-        cells.train_once(tmp_path, TINY, 0, "cpu")
-    heard.clear()
-    monkeypatch.setattr(cells, "bars", lambda: stopping(None))
-    cells.train_once(tmp_path, TINY, 0, "cpu")
-    assert heard[0] == 10 and heard[-1] == 20
-
-
-def test_a_start_is_trained_first_and_known_to_the_attacker(tmp_path: Path) -> None:
-    fresh = replace(TINY, training=Training(epochs=0))
-    target = replace(TINY, network=None, start=fresh)
-    cells.train_once(tmp_path, target, 0, "cpu")
-    initial, trained = cells.start_of(tmp_path, target), load_checkpoint(tmp_path)
-    assert initial is not None and initial.network == trained.network == TINY.network
-    assert read_training(tmp_path).initial == initial.fingerprint != trained.fingerprint
-    cells.attack(tmp_path, Reconstruction(steps=2), "cpu", initial)
-    assert read(tmp_path / "candidates.json", CandidatesRecord).initial == initial.fingerprint
-    before = (tmp_path / "training.json").read_bytes()
-    cells.train_once(tmp_path, target, 0, "cpu")
-    assert (tmp_path / "training.json").read_bytes() == before
-    assert cells.start_of(tmp_path, TINY) is None
-    cells.train_once(tmp_path, TINY, 0, "cpu")  # another training: with fresh weights, which nobody knows
-    assert read_training(tmp_path).initial is None
+def test_images_that_are_shown_twice_count_once() -> None:
+    similarity = torch.tensor([[0.95, 0.93, 0.2, 0.91], [0.1, 0.2, 0.3, 0.92], [0.1, 0.0, 0.5, 0.3]])
+    assert run.shown(similarity) == (3, 2)
+    assert run.shown(similarity[2:]) == (0, 0)
 
 
 def test_public_photographs_are_none_that_others_are_trained_on(noise_archives: Path) -> None:
     selection = Selection(per_class=10, data_dir=str(noise_archives))
-    public = load_problem(run.PUBLIC, selection)
+    public = load_problem(targets.PUBLIC, selection)
     private = load_problem("cifar10-multiclass", replace(selection, per_class=50))
     assert public.labels.bincount().tolist() == [10] * 10
     assert len(torch.cat([public.images, private.images]).flatten(1).unique(dim=0)) == 600
+
+
+# ---------------------------------------------------------------- networks that were trained elsewhere
+
+
+@pytest.fixture
+def trained_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Problem, TrainingPoint]:
+    """A folder with a network for the preset mnist-binary, made small, the images of its problem, and how it ended."""
+    monkeypatch.setattr(zoo, "METHOD", Exhume(steps=2, restarts=1, per_class=2))
+    network = NetworkConfig(widths=(6, 5))
+    tiny = replace(TRAININGS["mnist-binary"], per_class=3, network=network)
+    monkeypatch.setitem(TRAININGS, "mnist-binary", tiny)
+    problem = load_problem(tiny.problem, Selection(per_class=3, data_dir=INSTALLED))
+    trained = train(problem, TrainingConfig(epochs=5), network=network)
+    weights, centre = trained.checkpoint.weights, trained.checkpoint.centre
+    first = torch.cat([weights["1.weight"], weights["1.bias"][:, None]], 1)
+    rest = {"second": weights["3.weight"], "last": weights["5.weight"], "centre": centre}
+    write_tensors(tmp_path / "mnist-binary.first.safetensors", {"first": first})
+    write_tensors(tmp_path / "mnist-binary.rest.safetensors", rest)
+    return tmp_path, problem, trained.history[-1]
+
+
+def test_a_network_from_elsewhere_becomes_an_entry(
+    trained_elsewhere: tuple[Path, Problem, TrainingPoint], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, problem, last = trained_elsewhere
+    zoo.main(("mnist-binary",), source=source)
+    entry = Path("zoo/mnist-binary")
+    record, (_, first) = read_training(entry), load_candidates(entry)
+    (point,) = record.history
+    assert (point.epoch, record.training.epochs, record.training.dtype) == (898_025, 898_025, "float64")
+    assert (point.loss, point.gradient) == pytest.approx((last.loss, last.gradient), rel=1e-4)
+    assert (point.accuracy, point.held_out_accuracy) == (last.accuracy, last.held_out_accuracy)
+    assert record.problem.fingerprint == problem.fingerprint and record.problem.selection.data_dir == INSTALLED
+    assert len(record.margins) == 6 and "float16" in record.message
+    _, second = load_candidates(entry / SECOND, of=entry)
+    assert (first.method.seed, second.method.seed) == (0, 1)
+    assert read_tensors(entry / SECOND / "candidates.safetensors")["images"].dtype == torch.uint8
+    assert capsys.readouterr().out.count("| mnist-binary |") == 2
+
+
+def test_a_network_of_other_images_is_refused(trained_elsewhere: tuple[Path, Problem, TrainingPoint]) -> None:
+    source, problem, _ = trained_elsewhere
+    preset, other = targets.preset("mnist-binary"), replace(problem, images=problem.images / 2)
+    with pytest.raises(InputError, match="was trained on other images"):
+        zoo.read_network(source, "mnist-binary", other, preset)
+    write_tensors(source / "mnist-binary.first.safetensors", {"third": torch.ones(2, 2)})
+    with pytest.raises(InputError, match="hold centre, last, second, third, not a network"):
+        zoo.read_network(source, "mnist-binary", problem, preset)
 
 
 # ---------------------------------------------------------------- laws
@@ -231,8 +232,8 @@ def test_powers_and_rank_correlations() -> None:
 def test_multipliers_of_a_stationary_network_are_the_slopes_of_its_loss() -> None:
     """Under weight decay lambda_i = slope_i / (n decay) (Buzaglo et al. 2023, eq. 7)."""
     problem = load_problem("mnist-digits", Selection(per_class=1, classes=4))
-    config = Training(epochs=6000, lr=0.5, weight_decay=1e-2, stop_gradient=1e-7, dtype="float64")
-    trained = train(problem, config, network=Network(widths=(40,)))
+    config = TrainingConfig(epochs=6000, lr=0.5, weight_decay=1e-2, stop_gradient=1e-7, dtype="float64")
+    trained = train(problem, config, network=NetworkConfig(widths=(40,)))
     with torch.no_grad():
         shares = trained.checkpoint.build().double()(problem.images.double()).softmax(1)
     expected = (1 - shares.gather(1, problem.labels[:, None])[:, 0]) / (len(problem.images) * config.weight_decay)
@@ -252,9 +253,9 @@ class Made(Result):
 
 
 def made(recovered: int, images: int = 100, **setting: float | str) -> Made:
-    row: Row = {**setting, "recovered": recovered, "null": 0, "images": images, "accuracy": 1.0, "train s": 1.0}
+    figures = {"recovered": recovered, "null": 0, "images": images}
     spread = [0.9 + 0.001 * k for k in range(recovered)] + [0.5 - 0.001 * k for k in range(images - recovered)]
-    return Made(row=row, folder=Path(), values=tuple(spread))
+    return Made(setting=setting, figures=figures, folder=Path(), values=tuple(spread))
 
 
 def test_differences_have_a_sign_only_beyond_chance() -> None:

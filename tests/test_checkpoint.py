@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from exhume.checkpoint import Checkpoint, load_checkpoint, load_state_dict, save_checkpoint
 from exhume.errors import InputError
-from exhume.networks import ACTIVATIONS, NETWORKS, Network, Task, build
+from exhume.networks import ACTIVATIONS, NETWORKS, NetworkConfig, Task, build
 
 SHAPE = (2, 4, 3)
 
@@ -28,7 +28,9 @@ def make_checkpoint(
 ) -> Checkpoint:
     generator = torch.Generator().manual_seed(2)
     channels = (3,) if kind == "cnn" else ()
-    network = Network(kind=kind, channels=channels, widths=(6, 5), activation=activation, bias="all", init_scale=None)
+    network = NetworkConfig(
+        kind=kind, channels=channels, widths=(6, 5), activation=activation, bias="all", init_scale=None
+    )
     centre = torch.rand(SHAPE, generator=generator, dtype=dtype)
     module = build(network, centre, 3 if task == "multiclass" else 1, generator)
     return Checkpoint(
@@ -47,20 +49,19 @@ def images(dtype: torch.dtype = torch.float32) -> Tensor:
 # ---- Our own
 
 
-@pytest.mark.parametrize(("kind", "activation"), list(product(NETWORKS, ACTIVATIONS)))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_checkpoint_comes_back_as_it_was_saved(
-    tmp_path: Path, kind: str, activation: str, dtype: torch.dtype
-) -> None:
-    saved = make_checkpoint(kind, activation, dtype)
-    save_checkpoint(saved, tmp_path)
-    loaded = load_checkpoint(tmp_path)
-    assert (loaded.network, loaded.task, loaded.classes) == (saved.network, saved.task, saved.classes)
-    assert loaded.fingerprint == saved.fingerprint
-    assert (loaded.shape, loaded.outputs) == (SHAPE, 3)
-    assert loaded.centre.dtype == dtype and torch.equal(loaded.centre, saved.centre)
-    assert torch.equal(loaded.build()(images(dtype)), saved.build()(images(dtype)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.json", "checkpoint.safetensors"]
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    for activation in ACTIVATIONS:
+        saved = make_checkpoint(kind, activation, dtype)
+        save_checkpoint(saved, tmp_path)
+        loaded = load_checkpoint(tmp_path)
+        assert (loaded.network, loaded.task, loaded.classes) == (saved.network, saved.task, saved.classes)
+        assert loaded.fingerprint == saved.fingerprint
+        assert (loaded.shape, loaded.outputs) == (SHAPE, 3)
+        assert loaded.centre.dtype == dtype and torch.equal(loaded.centre, saved.centre)
+        assert torch.equal(loaded.build()(images(dtype)), saved.build()(images(dtype)))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.json", "checkpoint.safetensors"]
 
 
 def test_the_built_module_is_for_evaluation_and_its_own() -> None:
@@ -225,17 +226,17 @@ def reference_layout(module: nn.Module) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("layout", [plain, reference_layout])
-@pytest.mark.parametrize("biases", [(True, True, True), (True, False, False), (False, False, False)])
-@pytest.mark.parametrize("zipped", [True, False])
 def test_a_state_dict_gives_the_scores_of_the_network_it_is_of(
-    tmp_path: Path, layout: Callable[[nn.Module], Any], biases: tuple[bool, ...], zipped: bool
+    tmp_path: Path, layout: Callable[[nn.Module], Any]
 ) -> None:
-    module, path = dense((24, 7, 5, 3), biases), tmp_path / "model.pt"
-    torch.save(layout(module), path, _use_new_zipfile_serialization=zipped)
-    checkpoint = load_state_dict(path, shape=SHAPE, task="multiclass")
-    assert (checkpoint.network.widths, checkpoint.outputs, checkpoint.shape) == ((7, 5), 3, SHAPE)
-    assert checkpoint.classes == ("0", "1", "2")
-    torch.testing.assert_close(checkpoint.build()(images()), module(images()), rtol=0, atol=0)
+    all_or_first_or_none = [(True, True, True), (True, False, False), (False, False, False)]
+    for biases, zipped in product(all_or_first_or_none, (True, False)):
+        module, path = dense((24, 7, 5, 3), biases), tmp_path / "model.pt"
+        torch.save(layout(module), path, _use_new_zipfile_serialization=zipped)
+        checkpoint = load_state_dict(path, shape=SHAPE, task="multiclass")
+        assert (checkpoint.network.widths, checkpoint.outputs, checkpoint.shape) == ((7, 5), 3, SHAPE)
+        assert checkpoint.classes == ("0", "1", "2")
+        torch.testing.assert_close(checkpoint.build()(images()), module(images()), rtol=0, atol=0)
 
 
 def test_one_layer_is_a_network_too(tmp_path: Path) -> None:

@@ -3,30 +3,35 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from exhume.attack.methods import METHODS, name_of
 from exhume.checkpoint import load_checkpoint
 from exhume.cli import COMMANDS, main, parse
-from exhume.losses import resolve_loss
-from exhume.methods import METHODS, resolve
-from exhume.networks import Task, build
+from exhume.defence.losses import resolve_loss
+from exhume.networks import build
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, names_and_summaries
 from exhume.records import provenance, read_tensors
-from exhume.runs import FILES
+from exhume.runs.store import FILES
 
 EXHUME = Path(sys.executable).with_name("exhume")
-README = Path(__file__).parents[1] / "README.md"
+PAGES = [Path(__file__).parents[1] / name for name in ("README.md", "docs/guide.md")]
+SHOWN = [
+    line for page in PAGES for line in re.findall(r"(?:^|^\$ |&& )exhume ([^&\n]+)", page.read_text(), re.MULTILINE)
+]
+"""The commands that the pages for users show."""
 TINY = ("--widths", "20", "--epochs", "6", "--per-class", "5")
 SHORT = ("--steps", "3", "--per-class", "6")
 
@@ -124,7 +129,7 @@ def record(run: Path, name: str) -> Any:
         ("train toy-circle run --classes 1", "classes must be at least 2, not 1."),
         ("train toy-circle run --classes 2", "Problem toy-circle (binary) has 2 classes; 2 of them cannot be chosen"),
         ("train faces run --per-class 101", "has 100 training images, fewer than the 101 per class asked for"),
-        ("train faces run --per-class 100", "no never-seen images of every class are left for the control"),
+        ("train faces run --per-class 100", "no held-out images of every class are left for the control"),
         ("reconstruct run", "There is no run/checkpoint.json."),
         (
             "reconstruct run --preset demo",
@@ -133,6 +138,14 @@ def record(run: Path, name: str) -> Any:
         ("reconstruct run --setps 3", "Perhaps you meant: --steps"),
         ("reconstruct run --steps 0", "steps must be at least 1, not 0."),
         ("reconstruct run --objective magic", "Unknown objective 'magic'"),
+        ("reconstruct run --method nonsense", "There is no method 'nonsense'; there are exhume, reference."),
+        ("reconstruct run --method reference --smoothness 1", "Unrecognized options: --smoothness, 1"),
+        ("reconstruct run --preset cifar10-binary-1 --smoothness 1", "Unrecognized options: --smoothness, 1"),
+        (
+            "reconstruct run --method exhume --preset cifar10-binary-1",
+            "The preset cifar10-binary-1 is for the method reference.",
+        ),
+        ("reconstruct run --method", "--method"),
         (
             "reconstruct run --checkpoint model.pt",
             "--checkpoint, --shape (channels height width) and --task are",
@@ -171,7 +184,6 @@ def test_a_gpu_that_is_not_there_is_refused(
         (("train", "toy-circle", "run", *TINY, "--lr", "0.3"), "already holds another training; add --overwrite"),
         (("train", "faces", "run", *TINY), "already holds another training"),
         (("reconstruct", "run", "--steps", "4"), "already holds candidates of other settings; add --overwrite"),
-        (("reconstruct", "run", "--method", "magic"), "Unknown method 'magic'; there are exhume, reference."),
         (("reconstruct", "run", "--objective", "regression"), "The objective regression is for the task regression"),
         (("score", "run", "--per-class", "3"), "--problem"),
         (("score", "run", "--problem", "faces"), "was trained on a problem of its own"),
@@ -186,18 +198,16 @@ def test_what_does_not_fit_the_run_is_refused(
 
 
 @pytest.mark.parametrize("name", ["training.json", *FILES["training"][2:], *FILES["candidates"]])
-@pytest.mark.parametrize("damage", ["gone", "half", "nonsense"])
-def test_a_damaged_run_is_refused(capsys: pytest.CaptureFixture[str], finished: Path, name: str, damage: str) -> None:
+def test_a_damaged_run_is_refused(capsys: pytest.CaptureFixture[str], finished: Path, name: str) -> None:
     path = Path(shutil.copytree(finished, "run")) / name
     content = path.read_bytes()
-    path.unlink()
-    if damage != "gone":
-        path.write_bytes(content[: len(content) // 2] if damage == "half" else b"nonsense")
-    assert name in refused(capsys, "score", "run")
-    if name.startswith("checkpoint"):
-        assert name in refused(capsys, "reconstruct", "run", *SHORT)
-    if damage != "gone" or name.startswith("candidates"):
-        assert name in refused(capsys, "report", "run")
+    for damage in (content[: len(content) // 2], b"nonsense", None):
+        path.unlink() if damage is None else path.write_bytes(damage)
+        assert name in refused(capsys, "score", "run")
+        if name.startswith("checkpoint"):
+            assert name in refused(capsys, "reconstruct", "run", *SHORT)
+        if damage is not None or name.startswith("candidates"):
+            assert name in refused(capsys, "report", "run")
 
 
 def test_a_file_in_place_of_the_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +224,7 @@ def test_a_foreign_file_that_is_no_state_dict_is_refused(capsys: pytest.CaptureF
     assert "model.pt holds no chain of dense layers on 2 inputs" in refused(capsys, *words)
     torch.save({"0.weight": torch.ones(1, 2)}, "model.pt")
     assert "does not fit the task multiclass" in refused(capsys, *words[:-1], "multiclass")
-    assert "Unknown method" in refused(capsys, *words, "--method", "magic")
+    assert "There is no method 'magic'" in refused(capsys, *words, "--method", "magic")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +236,7 @@ def test_a_foreign_file_that_is_no_state_dict_is_refused(capsys: pytest.CaptureF
             "import torch\nfrom exhume import *\ndef load(selection):\n"
             "    return Problem(name='p', images=2 * torch.ones(2, 1, 3, 3), labels=torch.arange(2), held_out="
             "torch.ones(2, 1, 3, 3), held_out_labels=torch.arange(2), task='binary', classes=('a', 'b'), "
-            "network=Network(), source='')",
+            "network=NetworkConfig(), source='')",
             "must be floats in [0, 1]",
         ),
     ],
@@ -349,32 +359,46 @@ def test_every_training_preset_is_a_whole_command(name: str, briefly: Callable[[
 def test_every_reconstruction_preset_is_a_whole_command(name: str, briefly: Callable[[str], Path]) -> None:
     run = briefly("demo" if name == "exhume" else name.rpartition("-")[0])
     main(["reconstruct", str(run), "--preset", name, "--steps", "2", "--per-class", "2", "--overwrite"])
-    found, preset = record(run, "candidates.json"), RECONSTRUCTIONS[name].reconstruction
-    task = record(run, "checkpoint.json")["task"]
-    assert found["reconstruction"] == vars(resolve(replace(preset, steps=2, per_class=2), task))
+    found, preset = record(run, "candidates.json"), RECONSTRUCTIONS[name].method
+    assert found["method"] == {"name": name_of(preset), **asdict(replace(preset, steps=2, per_class=2))}
     assert [point["step"] for point in found["history"]] == [0, 1, 2]
     assert read_tensors(run / "candidates.safetensors")["images"].isfinite().all()
 
 
-@pytest.mark.parametrize("name", RECONSTRUCTIONS)
-def test_every_reconstruction_preset_is_complete(name: str) -> None:
-    for task in get_args(Task):
-        config = resolve(RECONSTRUCTIONS[name].reconstruction, task)
-        own = {key for key, value in vars(config).items() if value is None}
-        assert config.method in METHODS
-        assert own <= {"images", "per_class", "smoothness", "bilevel", "weighted"}  # read from the weights
-    if name != "exhume":
-        assert name.rpartition("-")[0] in TRAININGS  # what it was published for
+def test_every_published_reconstruction_is_for_a_published_training() -> None:
+    for name, preset in RECONSTRUCTIONS.items():
+        assert name == "exhume" or (name_of(preset.method), name.rpartition("-")[0] in TRAININGS) == ("reference", True)
 
 
-@pytest.mark.parametrize("line", [line for line in README.read_text().splitlines() if line.startswith("exhume ")])
-def test_the_lines_of_the_readme_are_commands(line: str, finished: Path) -> None:
-    if " --initial " in line:  # the network to begin with is read before the flags that override it
-        shutil.copytree(finished, "runs/fresh")
-    assert callable(parse(line.partition("#")[0].split()[1:]))
+@pytest.mark.parametrize("line", dict.fromkeys(SHOWN))
+def test_the_commands_that_are_shown_are_commands(line: str, finished: Path) -> None:
+    words = shlex.split(line, comments=True)
+    if words[0] == "train" and "--initial" in words:  # this network is read before the flags that override it
+        shutil.copytree(finished, words[words.index("--initial") + 1])
+    assert callable(parse(words))
 
 
 # ---- Flags and defaults
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_its_own_flags_and_no_others(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["reconstruct", "run", f"--method={name}", "--help"])
+    shown = set(re.findall(r"--([a-z-]+)", capsys.readouterr().out))
+    flags = {kind: {item.name.replace("_", "-") for item in fields(METHODS[kind])} for kind in METHODS}
+    assert flags[name] <= shown
+    assert not (set().union(*flags.values()) - flags[name]) & shown
+    assert parse(["reconstruct", "run", "--method", name]).settings == METHODS[name]()
+    asked = parse(["reconstruct", f"--method={name}", "--steps", "7", "run"])
+    assert (asked.method, asked.settings, asked.run) == (name, METHODS[name](steps=7), Path("run"))
+
+
+def test_a_preset_brings_its_method() -> None:
+    preset = RECONSTRUCTIONS["cifar10-binary-1"].method
+    for words in ([], ["--method", "reference"]):
+        asked = parse(["reconstruct", "run", "--preset", "cifar10-binary-1", *words])
+        assert (asked.method, asked.settings) == ("reference", preset)
 
 
 def test_flags_override_a_problems_network(capsys: pytest.CaptureFixture[str]) -> None:
@@ -398,9 +422,9 @@ def test_flags_override_a_reconstruction_preset(finished: Path) -> None:
     shutil.copytree(finished, "run")
     words = ["--preset", "cifar10-binary-1", "--steps", "2", "--per-class", "3", "--overwrite"]
     main(["reconstruct", "run", *words])
-    settings, preset = record(Path("run"), "candidates.json"), RECONSTRUCTIONS["cifar10-binary-1"].reconstruction
-    assert settings["reconstruction"] == {**vars(preset), "steps": 2, "per_class": 3, "objective": "binary"}
-    assert settings["provenance"]["seed"] == 0
+    found, preset = record(Path("run"), "candidates.json"), RECONSTRUCTIONS["cifar10-binary-1"].method
+    assert found["method"] == {"name": "reference", **asdict(preset), "steps": 2, "per_class": 3}
+    assert found["provenance"]["seed"] == 0
 
 
 def test_a_number_can_be_set_back_to_none() -> None:
@@ -427,7 +451,7 @@ def test_the_results_go_to_one_stream_and_the_progress_to_the_other(
     capsys.readouterr()
     main(["reconstruct", "run", *SHORT])
     said = capsys.readouterr()
-    assert re.match(r"All 3 steps are over\. .*Residual .* s\.\n$", said.out)
+    assert re.match(r"All 3 steps are done\. .*Residual .* s\.\n$", said.out)
     assert "6/6" in said.err  # of two searches
     main(["score", "run"])
     said = capsys.readouterr()
@@ -482,11 +506,11 @@ def test_a_foreign_checkpoint_from_end_to_end(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_pipeline_gives_the_same_numbers_in_another_process(here: Path, finished: Path) -> None:
-    train, reconstruct = ("train", "toy-circle", "run", *TINY), ("reconstruct", "run", *SHORT)
-    for words in (train, reconstruct, ("score", "run"), ("report", "run")):
-        device = ("--device", "cpu") if words[0] in ("train", "reconstruct") else ()
-        done = subprocess.run([EXHUME, *words, *device], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    train = ["train", "toy-circle", "run", *TINY, "--device", "cpu"]
+    stages = [train, ["reconstruct", "run", *SHORT, "--device", "cpu"], ["score", "run"], ["report", "run"]]
+    code = f"from exhume.cli import main\nfor words in {stages}: main(words)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert snapshot(here / "run").keys() == snapshot(finished).keys()
     for name in ("checkpoint.json", "checkpoint.safetensors", "candidates.safetensors", "scores.safetensors"):
         assert (here / "run" / name).read_bytes() == (finished / name).read_bytes()

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from exhume.candidates import KnownStart, Reading
-from exhume.confidence import agreement, confidence, doubt
+from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
+from exhume.candidates import Assumptions, KnownInit
 
 
 def noise(count: int, seed: int) -> torch.Tensor:
@@ -60,46 +60,48 @@ def test_confidence_rises_with_agreement_from_never_to_certain() -> None:
 )
 def test_what_explains_next_to_nothing_is_not_told_by_the_weights(explained: list[float], told: list[int]) -> None:
     """However well searches agree on it: they do on what no weight speaks against."""
-    sure = confidence(torch.ones(5), torch.tensor(explained))
-    torch.testing.assert_close(sure, torch.tensor(told, dtype=torch.float32), atol=1e-6, rtol=0)
+    found = confidence(torch.ones(5), torch.tensor(explained))
+    torch.testing.assert_close(found, torch.tensor(told, dtype=torch.float32), atol=1e-6, rtol=0)
     assert confidence(torch.full((5,), torch.nan), torch.tensor(explained)).isnan().all()
 
 
 @pytest.mark.parametrize(
-    ("rank", "left_out", "shape", "residual", "activation", "word"),
+    ("rank", "discarded", "shape", "residual", "activation", "word"),
     [
         (10, 0.05, (1, 5, 5), 0.5, "relu", None),
         (10, 0.05, (1, 5, 5), 0.51, "relu", "0.51"),  # the weights are made of something else
         (9, 0.0, (1, 5, 5), 0.0, "relu", "only 9 directions"),  # among few directions searches agree by chance
         (100, 0.06, (1, 5, 5), 0.0, "relu", "hides part"),  # the weights hide the rest
-        (20, None, (1, 5, 5), 0.0, "relu", "dense network"),  # no subspace
+        (20, None, (1, 5, 5), 0.0, "relu", "MLP"),  # no subspace
         (10, 0.0, (1, 1, 2), 0.0, "relu", "points"),  # points
         (10, 0.0, (1, 5, 5), 0.0, "tanh", "tanh"),  # not calibrated
-        (10, 0.0, (1, 5, 5), 0.0, None, "dense"),  # not dense
+        (10, 0.0, (1, 5, 5), 0.0, None, "MLP"),  # no MLP
     ],
 )
 def test_why_agreement_says_nothing(  # noqa: PLR0917
     rank: int,
-    left_out: float | None,
+    discarded: float | None,
     shape: tuple[int, int, int],
     residual: float,
     activation: str | None,
     word: str | None,
 ) -> None:
-    reading = Reading(
+    assumptions = Assumptions(
+        regime="small initialisation",
         images=10,
         images_from="weights",
         rank=rank,
-        left_out=left_out,
+        discarded=discarded,
         layers=[],
-        weighted=True,
         smoothness=0.0,
-        bilevel=0.0,
+        binary_prior=0.0,
     )
-    why = doubt(reading, torch.rand(4, *shape), residual, activation)
+    why = uncalibrated_reason(assumptions, torch.rand(4, *shape), residual, activation)
     assert (why is None) if word is None else (why is not None and word in why)
     of_a_start = {
-        exact: doubt(replace(reading, start=KnownStart(left=1.0, exact=exact)), torch.rand(4, *shape), 0.0, "relu")
+        exact: uncalibrated_reason(
+            replace(assumptions, known_init=KnownInit(retained=1.0, exact=exact)), torch.rand(4, *shape), 0.0, "relu"
+        )
         for exact in (True, False)
     }
     if word is None:

@@ -28,7 +28,8 @@ def test_every_command_is_one(command: str, tmp_path: Path, monkeypatch: pytest.
 def test_every_link_and_study_is_there() -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", PAPERS):
         assert (ROOT / "docs" / link).exists(), link
-    for study in re.findall(r"`python benchmarks/study.py ([\w-]+)`", PAPERS):
+    assert re.search(r"`python -m benchmarks.study [\w-]+`", PAPERS)
+    for study in re.findall(r"`python -m benchmarks.study ([\w-]+)`", PAPERS):
         assert f'"{study}": Study(' in (ROOT / "benchmarks" / "study.py").read_text(), study
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from exhume import records
 from exhume.errors import InputError
-from exhume.records import FORMAT, OLDER, Provenance, provenance, read, read_tensors, write, write_tensors
+from exhume.records import FORMAT, READ, Provenance, Upgrade, provenance, read, read_tensors, write, write_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +66,10 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(content))
 
 
-def refusal(path: Path, kind: type = Record) -> str:
+def refusal(path: Path, kind: type = Record, upgrade: Upgrade = dict) -> str:
     """The sentence with which the file is refused; it names the file."""
     with pytest.raises(InputError) as caught:
-        read(path, kind)
+        read(path, kind, upgrade)
     sentence = str(caught.value)
     assert str(path) in sentence
     assert sentence.endswith(".") and "\n" not in sentence
@@ -113,43 +112,24 @@ def test_an_unknown_or_missing_key_is_refused(path: Path, edit: Callable[[dict[s
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "values"),
     [
-        ("name", 3),
-        ("name", None),
-        ("name", ["a"]),
-        ("count", "3"),
-        ("count", 3.5),
-        ("count", True),
-        ("count", None),
-        ("count", "three"),
-        ("share", "0.5"),
-        ("share", False),
-        ("flag", 1),
-        ("flag", "true"),
-        ("kind", "three"),
-        ("kind", 1),
-        ("inner", None),
-        ("inner", []),
-        ("inner", "inner"),
-        ("inner", {"scale": "0.5", "widths": []}),
-        ("inner", {"scale": 0.5, "widths": ["3"]}),
-        ("inner", {"scale": 0.5, "widths": [3.0001]}),
-        ("inner", {"scale": 0.5, "widths": "34"}),
-        ("inner", {"scale": 0.5, "widths": 3}),
-        ("inner", {"scale": 0.5, "widths": {"3": 4}}),
-        ("many", {}),
-        ("many", [3]),
-        ("many", None),
-        ("counts", {"0.9": "5"}),
-        ("counts", []),
-        ("maybe", "1"),
-        ("maybe", 1.5),
+        ("name", [3, None, ["a"]]),
+        ("count", ["3", 3.5, True, None, "three"]),
+        ("share", ["0.5", False]),
+        ("flag", [1, "true"]),
+        ("kind", ["three", 1]),
+        ("inner", [None, [], "inner", {"scale": "0.5", "widths": []}]),
+        ("inner", [{"scale": 0.5, "widths": widths} for widths in (["3"], [3.0001], "34", 3, {"3": 4})]),
+        ("many", [{}, [3], None]),
+        ("counts", [{"0.9": "5"}, []]),
+        ("maybe", ["1", 1.5]),
     ],
 )
-def test_a_mistyped_value_is_refused(path: Path, key: str, value: object) -> None:
-    change(path, lambda content: content.update({key: value}))
-    assert f"$.{key}" in refusal(path)
+def test_a_mistyped_value_is_refused(path: Path, key: str, values: list[object]) -> None:
+    for value in values:
+        change(path, lambda content, value=value: content.update({key: value}))
+        assert f"$.{key}" in refusal(path), value
 
 
 def test_a_value_that_makes_no_sense_is_refused_with_its_own_sentence(path: Path) -> None:
@@ -157,26 +137,32 @@ def test_a_value_that_makes_no_sense_is_refused_with_its_own_sentence(path: Path
     assert "scale must not be negative, and -1.0 is @ $.inner" in refusal(path)
 
 
-def test_an_older_record_lacks_what_came_since_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "SINCE", ("scale",))
-    old = replace(FULL, inner=Inner())
-    write(path, old)
-    change(path, lambda content: (content.update(format=OLDER), content["inner"].pop("scale")))
-    assert read(path, Record) == old
-    change(path, lambda content: content.update(format=FORMAT))
-    assert "$.inner" in refusal(path)
-    change(path, lambda content: content.update(format=OLDER, more=1))
-    assert "more" in refusal(path)
+@pytest.mark.parametrize("number", [number for number in READ if number != FORMAT])
+def test_an_older_record_is_upgraded_and_then_as_strict(path: Path, number: int) -> None:
+    def upgrade(content: dict[str, Any]) -> dict[str, Any]:
+        count = content.pop("amount")
+        return {**content, "count": count}
+
+    change(path, lambda content: content.update(format=number, amount=content.pop("count")))
+    assert read(path, Record, upgrade) == FULL
+    change(path, lambda content: content.update(more=1))
+    assert "extra fields found (more)" in refusal(path, upgrade=upgrade)
     change(path, lambda content: (content.pop("more"), content.pop("maybe")))
-    assert "$.maybe" in refusal(path)
+    assert "$.maybe" in refusal(path, upgrade=upgrade)
+    change(path, lambda content: content.pop("amount"))
+    assert "'amount'" in refusal(path, upgrade=upgrade)
 
 
-@pytest.mark.parametrize("number", [None, 0, OLDER - 1, FORMAT + 1, str(FORMAT)])
+def test_a_record_of_today_is_not_upgraded(path: Path) -> None:
+    assert read(path, Record, lambda content: {}) == FULL
+
+
+@pytest.mark.parametrize("number", [None, 0, READ[0] - 1, FORMAT + 1, str(FORMAT)])
 def test_another_format_is_refused(path: Path, number: object) -> None:
     change(path, lambda content: content.update(format=number))
-    assert f"has another format than {FORMAT}" in refusal(path)
+    assert "has none of the formats that this version of exhume reads (2, 3, 4)" in refusal(path)
     change(path, lambda content: content.pop("format"))
-    assert f"has another format than {FORMAT}" in refusal(path)
+    assert "has none of the formats" in refusal(path)
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from exhume.candidates import Candidates, HistoryPoint, Reading
+from exhume.attack.methods import Exhume
+from exhume.audit.matching import match
+from exhume.audit.scores import Counts, Seconds, score, sentence
+from exhume.candidates import Assumptions, Candidates, HistoryPoint
 from exhume.checkpoint import Checkpoint, save_checkpoint
+from exhume.defence.training import TrainingConfig, TrainingPoint
 from exhume.errors import InputError
-from exhume.matching import match
-from exhume.methods import Reconstruction
 from exhume.metrics import min_max
-from exhume.networks import Network, Shape, Task, build
+from exhume.networks import NetworkConfig, Shape, Task, build
 from exhume.problems import Selection
-from exhume.records import Provenance, read, read_tensors, write, write_tensors
+from exhume.records import Provenance, read_tensors, write, write_tensors
 from exhume.report import draw
-from exhume.runs import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord
-from exhume.scores import Seconds, score, sentence
-from exhume.training import Training, TrainingPoint
+from exhume.runs.schema import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord, read_record
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 RAN = Provenance(
@@ -68,7 +68,7 @@ def make_run(
     labels = torch.arange(12) % 3 if task == "multiclass" else torch.arange(12) % 2
     if task == "regression":
         labels = labels.float() * 2 - 1
-    network, centre = Network(widths=(5,)), images.mean(0)
+    network, centre = NetworkConfig(widths=(5,)), images.mean(0)
     module = build(network, centre, 3 if task == "multiclass" else 1, generator)
     weights = {key: tensor.detach() for key, tensor in module.layers.named_parameters()}
     save_checkpoint(
@@ -80,7 +80,7 @@ def make_run(
     _write_candidates(folder, candidates)
     scores = score(candidates, images, labels, held_out, problem=name, seconds=Seconds(train=1.5, reconstruct=2.5))
     record = ScoresRecord(
-        **{item.name: getattr(scores, item.name) for item in fields(scores)},
+        **{item.name: getattr(scores, item.name) for item in fields(Counts)},
         truth=_truth(name),
         checkpoint=_fingerprint(folder),
         provenance=RAN,
@@ -98,11 +98,11 @@ def _fingerprint(folder: Path) -> str:
     return str(json.loads((folder / "checkpoint.json").read_text())["fingerprint"])
 
 
-def _training_record(network: Network, name: str) -> TrainingRecord:
+def _training_record(network: NetworkConfig, name: str) -> TrainingRecord:
     return TrainingRecord(
         problem=_truth(name),
         network=network,
-        training=Training(weight_decay=0.015625),
+        training=TrainingConfig(loss="ce", weight_decay=0.015625),
         history=[
             TrainingPoint(epoch=e, loss=0.5**e, gradient=0.0, accuracy=0.875, held_out_accuracy=0.625) for e in range(4)
         ],
@@ -122,26 +122,26 @@ def _candidates(found: Tensor) -> Candidates:
         explained=torch.arange(count) / 1000,
         confidence=torch.full((count,), torch.nan),
         history=[HistoryPoint(step=s, residual=1 / (1 + s), penalty=0.0) for s in range(5)],
-        reading=Reading(
+        assumptions=Assumptions(
+            regime="decayed",
             images=12,
             images_from="weights",
             rank=11,
-            left_out=0.01,
+            discarded=0.01,
             layers=["1.weight"],
-            weighted=True,
             smoothness=3e-5,
-            bilevel=5.0,
+            binary_prior=5.0,
         ),
         status="done",
-        message="All 1000 steps are over.",
+        message="All 1000 steps are done.",
     )
 
 
 def _write_candidates(folder: Path, candidates: Candidates) -> None:
     record = CandidatesRecord(
         checkpoint=_fingerprint(folder),
-        reconstruction=Reconstruction(),
-        reading=candidates.reading,
+        method=Exhume(),
+        assumptions=candidates.assumptions,
         history=candidates.history,
         status=candidates.status,
         message=candidates.message,
@@ -250,7 +250,7 @@ def test_the_page_asks_no_other_host_for_anything(made: Made) -> None:
 
 
 def test_the_numbers_are_those_of_the_scores(made: Made) -> None:
-    page, scores = page_of(made.folder), read(made.folder / "scores.json", ScoresRecord)
+    page, scores = page_of(made.folder), read_record(made.folder / "scores.json", ScoresRecord)
     assert 0 < scores.recovered["0.9"] < 12
     assert sentence(scores).replace(">=", "≥") in page.text
     for threshold, count in scores.recovered.items():
@@ -278,7 +278,7 @@ def test_the_page_says_what_was_attacked_and_how(made: Made) -> None:
         "the 3 classes, the mean training image.",
         "12 training images, a number read from the weights",
         "24 candidates, within the 11 directions",
-        "1.weight, strong directions weighted down",
+        "1.weight, weighted by the errors that training leaves",
         "Flat with edges (total variation), weight 3e-05; Black or white, weight 5.0",
         RAN.torch,
         RAN.device,
@@ -290,7 +290,7 @@ def test_the_page_says_what_was_attacked_and_how(made: Made) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_originals_are_shown_as_they_are_and_candidates_stretched(tmp_path: Path, channels: int) -> None:
     made = make_run(tmp_path, shape=(channels, 8, 8))
-    scores = read(made.folder / "scores.json", ScoresRecord)
+    scores = read_record(made.folder / "scores.json", ScoresRecord)
     best = max(scores.per_image, key=lambda image: image.ncc)
     original, found = (picture["src"] for picture in page_of(made.folder).pictures()[1:3])
     stretched = min_max(made.found[best.candidate][None])[0]
@@ -312,7 +312,7 @@ def test_without_scores_nothing_is_claimed(made: Made) -> None:
         (made.folder / name).unlink()
     page = page_of(made.folder)
     assert "Nothing here was checked against the truth" in page.text
-    assert "All 1000 steps are over. All that an attacker" in page.text  # the message, which may say why
+    assert "All 1000 steps are done. This is what an attacker" in page.text  # the message, which may say why
     assert "recovered" not in page.text.lower() and "never" not in page.text
     assert "Not recorded: the network came from elsewhere" in page.text
     shown = [picture["alt"] for picture in page.pictures()[1:]]
@@ -320,7 +320,7 @@ def test_without_scores_nothing_is_claimed(made: Made) -> None:
     assert shown == best_first[:10] + best_first
 
 
-def test_the_surest_come_first_and_the_unknown_last_by_what_they_explain(made: Made) -> None:
+def test_the_most_confident_come_first_and_the_unknown_last_by_what_they_explain(made: Made) -> None:
     for name in ("scores.json", "scores.safetensors"):
         (made.folder / name).unlink()
     tensors = read_tensors(made.folder / "candidates.safetensors")
@@ -328,9 +328,9 @@ def test_the_surest_come_first_and_the_unknown_last_by_what_they_explain(made: M
     tensors["confidence"][3:5] = torch.tensor([0.25, 0.75])
     write_tensors(made.folder / "candidates.safetensors", tensors)
     page = page_of(made.folder)
-    assert "All 1000 steps are over. All that" not in page.text
+    assert "All 1000 steps are done. This is" not in page.text
     shown = [picture["alt"] for picture in page.pictures()[1:]]
-    assert shown[:3] == ["Candidate 4, 75% sure", "Candidate 3, 25% sure", "Candidate 0, explains 0.00%"]
+    assert shown[:3] == ["Candidate 4, confidence 75%", "Candidate 3, confidence 25%", "Candidate 0, explains 0.00%"]
     assert not any("nan" in text for text in shown)
 
 
@@ -343,7 +343,7 @@ def test_what_two_searches_have_found_is_shown_once(made: Made) -> None:
     write_tensors(made.folder / "candidates.safetensors", tensors)
     page = page_of(made.folder)
     shown = [picture["alt"].split(",")[0] for picture in page.pictures()[1:]]
-    rows = [row for row in range(24) if row != 20]  # the less sure of the two
+    rows = [row for row in range(24) if row != 20]  # the less confident of the two
     assert shown == [f"Candidate {row}" for row in rows[:10] + rows]
     assert "All 23 that are not alike, of 24" in page.text
 
@@ -399,7 +399,7 @@ def test_files_that_do_not_fit_are_refused(made: Made) -> None:
     write_tensors(made.folder / "scores.safetensors", {"images": made.images})
     with pytest.raises(InputError, match="holds no candidates"):
         draw(made.folder)
-    scores = read(made.folder / "scores.json", ScoresRecord)
+    scores = read_record(made.folder / "scores.json", ScoresRecord)
     write(made.folder / "scores.json", replace(scores, per_image=scores.per_image[:3]))
     write_tensors(
         made.folder / "scores.safetensors", _pictures(_candidates(made.found), made.images, made.images.clone())

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from exhume.cli import main
+from exhume.commands.tracking import TRACKERS
 from exhume.progress import Progress
-from exhume.tracking import TRACKERS
 
 TRAIN = ["train", "toy-circle", "run", "--widths", "8", "--epochs", "6", "--per-class", "5", "--device", "cpu"]
 SHORT = ["--steps", "3", "--per-class", "3", "--device", "cpu"]
@@ -72,8 +72,8 @@ def test_wandb_writes_what_was_heard_without_an_account(here: Path, capfd: pytes
 def test_the_users_mode_is_wandbs_mode(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    with TRACKERS["wandb"](here / "tracking") as listener:
-        listener(Progress(stage="train", step=1, total=1, values={"loss": 0.5}))
+    with TRACKERS["wandb"](here / "tracking") as progress_callback:
+        progress_callback(Progress(stage="train", step=1, total=1, values={"loss": 0.5}))
     assert not list(here.rglob("*.wandb"))
 
 

@@ -1,7 +1,7 @@
 """Training is the gradient descent it says it is: against formulas written out by hand, and by laws."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from typing import get_args
 
@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from exhume.defence.losses import LOSSES, LossRow, resolve_loss
+from exhume.defence.training import Trained, TrainingConfig, TrainingState, train
 from exhume.errors import InputError
-from exhume.losses import LOSSES, LossRow, resolve_loss
-from exhume.networks import Network, Task
+from exhume.networks import NetworkConfig, Task
 from exhume.problems import Problem
 from exhume.progress import Progress
-from exhume.training import Trained, Training, TrainingState, train
 
 TASKS: tuple[Task, ...] = get_args(Task)
-SMALL = Network(widths=(16,), init_scale=None)
-LINEAR = Network(widths=(), bias="all", init_scale=None)
+SMALL = NetworkConfig(widths=(16,), init_scale=None)
+LINEAR = NetworkConfig(widths=(), bias="all", init_scale=None)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -55,54 +55,9 @@ def flat_weights(trained: Trained) -> Tensor:
     return torch.cat([weight.flatten() for weight in trained.checkpoint.weights.values()])
 
 
-# ---- Losses
-
-
-def softplus(z: np.ndarray) -> np.ndarray:
-    return np.log1p(np.exp(z))
-
-
-def huber(r: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(r) <= 1, r**2 / 2, np.abs(r) - 0.5)
-
-
-def by_hand(name: str, scores: np.ndarray, labels: np.ndarray) -> float:
-    """The losses as in the papers; class indices 0 and 1 are the targets -1 and 1."""
-    if name == "ce":
-        return float(np.mean(np.log(np.exp(scores).sum(1)) - scores[np.arange(len(labels)), labels]))
-    targets = labels if labels.dtype == np.float64 else 2.0 * labels - 1
-    residual = scores[:, 0] - targets
-    formulas: dict[str, Callable[[], np.ndarray]] = {
-        "bce": lambda: softplus(-targets * scores[:, 0]),
-        "mse": lambda: residual**2,
-        "huber": lambda: huber(residual),
-        "l2.5": lambda: np.abs(residual) ** 2.5,
-    }
-    return float(formulas[name]().mean())
-
-
-@pytest.mark.parametrize(("name", "task"), [(name, task) for name, row in LOSSES.items() for task in row.tasks])
-def test_losses_are_their_formulas(name: str, task: Task) -> None:
-    generator = torch.Generator().manual_seed(1)
-    scores = 2 * torch.randn(30, 4 if task == "multiclass" else 1, generator=generator, dtype=torch.float64)
-    labels = torch.randint(4 if task == "multiclass" else 2, (30,), generator=generator)
-    if task == "regression":
-        labels = torch.randn(30, generator=generator, dtype=torch.float64)
-    value = LOSSES[name].loss(scores, labels).item()
-    assert value == pytest.approx(by_hand(name, scores.numpy(), labels.numpy()), rel=1e-12)
-
-
-def test_every_task_has_a_default_loss_that_fits() -> None:
-    assert {task: resolve_loss(task, None) for task in TASKS} == {
-        "binary": "bce",
-        "multiclass": "ce",
-        "regression": "mse",
-    }
-
-
 @pytest.mark.parametrize(("name", "task"), list(product(LOSSES, TASKS)))
 def test_a_loss_trains_the_tasks_it_is_for_and_no_others(name: str, task: Task) -> None:
-    problem, config = make_problem(task), Training(loss=name, lr=0.05, epochs=20)
+    problem, config = make_problem(task), TrainingConfig(loss=name, lr=0.05, epochs=20)
     if task in LOSSES[name].tasks:
         history = train(problem, config).history
         assert history[-1].loss < history[0].loss
@@ -128,7 +83,7 @@ def test_epochs_are_gradient_steps(loss: str, task: Task, momentum: float, weigh
     settings = {"loss": loss, "lr": 0.2, "momentum": momentum, "weight_decay": weight_decay, "dtype": "float64"}
 
     def parameters(epochs: int) -> np.ndarray:
-        return flat_weights(train(problem, Training(epochs=epochs, **settings), network=LINEAR)).numpy()
+        return flat_weights(train(problem, TrainingConfig(epochs=epochs, **settings), network=LINEAR)).numpy()
 
     centred = problem.images.double() - problem.images.double().mean(0)
     design = np.concatenate([centred.flatten(1).numpy(), np.ones((len(centred), 1))], 1)
@@ -142,7 +97,7 @@ def test_epochs_are_gradient_steps(loss: str, task: Task, momentum: float, weigh
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_history_states_loss_and_gradient_of_the_network(task: Task) -> None:
-    problem, config = make_problem(task), Training(epochs=7, lr=0.1, weight_decay=0.05, dtype="float64")
+    problem, config = make_problem(task), TrainingConfig(epochs=7, lr=0.1, weight_decay=0.05, dtype="float64")
     trained = train(problem, config)
     module = trained.checkpoint.build()
     loss = LOSSES[resolve_loss(task, None)].loss(module(problem.images.double()), problem.labels)
@@ -163,13 +118,13 @@ def seen_batches(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
         batches.append(labels.tolist())
         return (scores[:, 0] - labels).pow(2).mean()
 
-    monkeypatch.setitem(LOSSES, "seen", LossRow(loss, ("regression",)))
+    monkeypatch.setitem(LOSSES, "seen", LossRow(loss, ("regression",), has_floor=True))
     return batches
 
 
 def test_batches_cover_every_image_once_an_epoch(seen_batches: list[list[float]]) -> None:
     problem = make_problem("regression", count=10)
-    train(problem, Training(loss="seen", batch_size=4, epochs=6, lr=1e-3, evaluate_every=100))
+    train(problem, TrainingConfig(loss="seen", batch_size=4, epochs=6, lr=1e-3, evaluate_every=100))
     batches = [batch for batch in seen_batches if len(batch) < 10]  # the others are evaluations
     assert [len(batch) for batch in batches] == [4, 4, 2] * 6
     epochs = [(*batches[i], *batches[i + 1], *batches[i + 2]) for i in range(0, 18, 3)]
@@ -182,7 +137,8 @@ def test_adam_takes_adams_steps() -> None:
     problem = make_problem("regression")
     settings = {"optimiser": "adam", "loss": "mse", "lr": 0.01, "weight_decay": 0.3, "dtype": "float64"}
     parameters = [
-        flat_weights(train(problem, Training(epochs=epochs, **settings), network=LINEAR)).numpy() for epochs in range(4)
+        flat_weights(train(problem, TrainingConfig(epochs=epochs, **settings), network=LINEAR)).numpy()
+        for epochs in range(4)
     ]
     centred = problem.images.double() - problem.images.double().mean(0)
     design = np.concatenate([centred.flatten(1).numpy(), np.ones((len(centred), 1))], 1)
@@ -196,15 +152,15 @@ def test_adam_takes_adams_steps() -> None:
 
 @pytest.mark.parametrize("batch_size", [None, 12, 100])
 def test_a_batch_of_all_images_is_gradient_descent(batch_size: int | None) -> None:
-    config = Training(epochs=5, batch_size=batch_size)
-    expected = flat_weights(train(make_problem(), Training(epochs=5)))
+    config = TrainingConfig(epochs=5, batch_size=batch_size)
+    expected = flat_weights(train(make_problem(), TrainingConfig(epochs=5)))
     assert torch.equal(flat_weights(train(make_problem(), config)), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_precision_is_the_one_asked_for(dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
-    checkpoint = train(make_problem(), Training(epochs=2, dtype=name)).checkpoint
+    checkpoint = train(make_problem(), TrainingConfig(epochs=2, dtype=name)).checkpoint
     assert {weight.dtype for weight in checkpoint.weights.values()} == {checkpoint.centre.dtype} == {dtype}
 
 
@@ -212,7 +168,7 @@ def test_the_precision_is_the_one_asked_for(dtype: torch.dtype) -> None:
 
 
 def test_stops_when_the_loss_is_small_enough() -> None:
-    config = Training(epochs=2000, lr=0.3, stop_loss=0.1, evaluate_every=1)
+    config = TrainingConfig(epochs=2000, lr=0.3, stop_loss=0.1, evaluate_every=1)
     trained = train(make_problem(), config)
     assert trained.status == "fitted"
     assert str(trained.history[-1].epoch) in trained.message
@@ -220,7 +176,7 @@ def test_stops_when_the_loss_is_small_enough() -> None:
 
 
 def test_stops_when_the_gradient_vanishes() -> None:
-    config = Training(loss="mse", epochs=5000, lr=0.3, weight_decay=0.1, stop_gradient=1e-8, dtype="float64")
+    config = TrainingConfig(loss="mse", epochs=5000, lr=0.3, weight_decay=0.1, stop_gradient=1e-8, dtype="float64")
     trained = train(make_problem(), config, network=LINEAR)
     assert trained.status == "stationary"
     assert trained.history[-1].gradient < 1e-8 <= trained.history[-2].gradient
@@ -234,8 +190,8 @@ def test_stops_when_the_gradient_vanishes() -> None:
 
 
 @pytest.mark.parametrize("patience", [1, 3])
-def test_stops_when_never_seen_images_are_told_no_better(patience: int) -> None:
-    config = Training(epochs=500, lr=0.3, evaluate_every=2, patience=patience)
+def test_stops_when_held_out_images_are_told_no_better(patience: int) -> None:
+    config = TrainingConfig(epochs=500, lr=0.3, evaluate_every=2, patience=patience)
     trained = train(make_problem(), config)
     assert trained.status == "no better"
     accuracies = [point.held_out_accuracy for point in trained.history]
@@ -245,12 +201,12 @@ def test_stops_when_never_seen_images_are_told_no_better(patience: int) -> None:
 
 
 def test_ends_with_the_epochs_otherwise() -> None:
-    trained = train(make_problem(), Training(epochs=10))
+    trained = train(make_problem(), TrainingConfig(epochs=10))
     assert (trained.status, trained.message) == ("epochs over", "All 10 epochs are over.")
 
 
 def test_no_epochs_leave_the_initial_network() -> None:
-    initial, further = (train(make_problem(), Training(epochs=epochs)) for epochs in (0, 1))
+    initial, further = (train(make_problem(), TrainingConfig(epochs=epochs)) for epochs in (0, 1))
     assert [point.epoch for point in initial.history] == [0]
     assert initial.history[0] == further.history[0]
     assert not torch.equal(flat_weights(initial), flat_weights(further))
@@ -258,7 +214,7 @@ def test_no_epochs_leave_the_initial_network() -> None:
 
 @pytest.mark.parametrize("loss", ["mse", "l2.5"])
 def test_divergence_is_a_status(loss: str) -> None:
-    trained = train(make_problem("regression"), Training(loss=loss, lr=1e9, epochs=50, evaluate_every=1))
+    trained = train(make_problem("regression"), TrainingConfig(loss=loss, lr=1e9, epochs=50, evaluate_every=1))
     assert trained.status == "diverged"
     assert "a smaller lr may help" in trained.message
     last = trained.history[-1]
@@ -282,7 +238,7 @@ def test_divergence_is_a_status(loss: str) -> None:
     ids=["full batch", "momentum", "batches", "all", "adam"],
 )
 def test_a_resumed_training_ends_with_the_very_same_numbers(settings: dict[str, object]) -> None:
-    problem, config = make_problem(), Training(epochs=30, lr=0.1, evaluate_every=4, **settings)
+    problem, config = make_problem(), TrainingConfig(epochs=30, lr=0.1, evaluate_every=4, **settings)
     states: list[TrainingState] = []
     whole = train(problem, config, keep=states.append)
     assert [state.epoch for state in states] == [0, 4, 8, 12, 16, 20, 24, 28, 30]
@@ -301,7 +257,7 @@ def test_a_kept_state_is_not_changed_by_going_on() -> None:
         momenta = {name: momentum.clone() for name, momentum in state.momenta.items()}
         copies.append((state, {name: weight.clone() for name, weight in state.weights.items()}, momenta))
 
-    problem, config = make_problem(), Training(epochs=8, momentum=0.5, evaluate_every=2)
+    problem, config = make_problem(), TrainingConfig(epochs=8, momentum=0.5, evaluate_every=2)
     train(problem, config, keep=keep)
     train(problem, config, resume=copies[1][0])
     for state, weights, momenta in copies:
@@ -315,7 +271,7 @@ def test_a_kept_state_is_not_changed_by_going_on() -> None:
 @pytest.mark.parametrize("task", ["binary", "multiclass"])
 def test_a_margin_is_positive_exactly_where_the_network_is_right(task: Task) -> None:
     problem = make_problem(task, count=24)
-    trained = train(problem, Training(epochs=40, lr=0.3))
+    trained = train(problem, TrainingConfig(epochs=40, lr=0.3))
     scores = trained.checkpoint.build()(problem.images).detach()
     predicted = scores.argmax(1) if task == "multiclass" else (scores[:, 0] > 0).long()
     right = predicted == problem.labels
@@ -326,7 +282,7 @@ def test_a_margin_is_positive_exactly_where_the_network_is_right(task: Task) -> 
 
 def test_a_margin_is_the_score_towards_the_right_side() -> None:
     problem = make_problem("multiclass")
-    trained = train(problem, Training(epochs=5))
+    trained = train(problem, TrainingConfig(epochs=5))
     scores = trained.checkpoint.build()(problem.images)
     for row, label, margin in zip(scores.tolist(), problem.labels.tolist(), trained.margins, strict=True):
         assert margin == pytest.approx(row[label] - max(row[:label] + row[label + 1 :]), abs=1e-6)
@@ -334,7 +290,7 @@ def test_a_margin_is_the_score_towards_the_right_side() -> None:
 
 def test_the_margin_of_a_regression_is_minus_the_error() -> None:
     problem = make_problem("regression")
-    trained = train(problem, Training(epochs=5, lr=0.1))
+    trained = train(problem, TrainingConfig(epochs=5, lr=0.1))
     errors = (trained.checkpoint.build()(problem.images)[:, 0] - problem.labels).abs()
     torch.testing.assert_close(torch.tensor(trained.margins), -errors.detach())
 
@@ -342,7 +298,7 @@ def test_the_margin_of_a_regression_is_minus_the_error() -> None:
 @pytest.mark.parametrize("task", ["binary", "multiclass"])
 def test_the_held_out_accuracy_is_of_the_held_out_images(task: Task) -> None:
     problem = make_problem(task, count=18)
-    trained = train(problem, Training(epochs=300, lr=0.5, stop_loss=0.05))
+    trained = train(problem, TrainingConfig(epochs=300, lr=0.5, stop_loss=0.05))
     scores = trained.checkpoint.build()(problem.held_out)
     predicted = scores.argmax(1) if task == "multiclass" else (scores[:, 0] > 0).long()
     expected = (predicted == problem.held_out_labels).double().mean().item()
@@ -353,7 +309,7 @@ def test_the_held_out_accuracy_is_of_the_held_out_images(task: Task) -> None:
 
 def test_the_checkpoint_holds_mean_and_weights_alone() -> None:
     problem = make_problem("multiclass")
-    checkpoint = train(problem, Training(epochs=2)).checkpoint
+    checkpoint = train(problem, TrainingConfig(epochs=2)).checkpoint
     torch.testing.assert_close(checkpoint.centre, problem.images.mean(0))
     assert (checkpoint.task, checkpoint.classes, checkpoint.network) == ("multiclass", ("a", "b", "c"), SMALL)
     assert set(checkpoint.weights) == {"1.weight", "1.bias", "3.weight"}
@@ -362,7 +318,7 @@ def test_the_checkpoint_holds_mean_and_weights_alone() -> None:
 @pytest.mark.parametrize("batch_size", [None, 5])
 def test_the_same_seed_gives_the_same_weights(batch_size: int | None) -> None:
     def weights(seed: int) -> Tensor:
-        return flat_weights(train(make_problem(), Training(epochs=9, batch_size=batch_size, seed=seed)))
+        return flat_weights(train(make_problem(), TrainingConfig(epochs=9, batch_size=batch_size, seed=seed)))
 
     torch.manual_seed(1)
     first, state = weights(3), torch.get_rng_state()
@@ -376,13 +332,13 @@ def test_the_same_seed_gives_the_same_weights(batch_size: int | None) -> None:
 def test_the_images_are_left_as_they_are() -> None:
     problem = make_problem()
     before = problem.fingerprint
-    train(problem, Training(epochs=3, dtype="float64"))
+    train(problem, TrainingConfig(epochs=3, dtype="float64"))
     assert problem.fingerprint == before
 
 
-def test_the_listener_hears_of_every_evaluation() -> None:
+def test_the_callback_is_told_of_every_evaluation() -> None:
     events: list[Progress] = []
-    trained = train(make_problem(), Training(epochs=10, evaluate_every=3), listener=events.append)
+    trained = train(make_problem(), TrainingConfig(epochs=10, evaluate_every=3), progress_callback=events.append)
     assert [event.step for event in events] == [0, 3, 6, 9, 10] == [point.epoch for point in trained.history]
     assert {(event.stage, event.total) for event in events} == {("train", 10)}
     assert [event.values["loss"] for event in events] == [point.loss for point in trained.history]
@@ -416,4 +372,4 @@ def test_the_listener_hears_of_every_evaluation() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        Training(**wrong)
+        TrainingConfig(**wrong)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -11,16 +12,29 @@ import numpy as np
 import pytest
 import torch
 
-import zoo
-from exhume import Training, gallery, list_zoo, load_candidates, load_checkpoint, load_truth, read_training, score
+from benchmarks import zoo
+from exhume import (
+    Selection,
+    TrainingConfig,
+    gallery,
+    list_zoo,
+    load_candidates,
+    load_checkpoint,
+    load_truth,
+    read_training,
+    score,
+)
+from exhume.attack.methods import Exhume
 from exhume.cli import main
 from exhume.errors import InputError
-from exhume.methods import Reconstruction
-from exhume.networks import Network
+from exhume.networks import NetworkConfig
+from exhume.presets import TRAININGS
 from exhume.problems import archives
+from exhume.progress import Progress
 from exhume.records import read_tensors
-from exhume.runs import FILES
-from exhume.zoo import SECOND
+from exhume.runs.cells import Recipe
+from exhume.runs.store import FILES
+from exhume.runs.zoo import SECOND, reconstruct_entry
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = sorted(path.parent for path in (ROOT / "zoo").glob("*/training.json"))
@@ -33,7 +47,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """benchmarks/zoo.py, in an empty folder and with a short search."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EXHUME_DATA", raising=False)
-    monkeypatch.setattr(zoo, "SEARCH", Reconstruction(steps=30, per_class=5))
+    monkeypatch.setattr(zoo, "METHOD", Exhume(steps=30, per_class=5))
     return zoo
 
 
@@ -49,8 +63,8 @@ def test_an_entry_is_whole_and_in_half_precision(entry: Path) -> None:
     for candidates, found in (first, second):
         assert candidates.images.dtype == torch.float32 and "float16" in found.message
         assert (candidates.status, candidates.images.shape[1:]) == ("done", checkpoint.shape)
-    assert first[1].reconstruction == replace(second[1].reconstruction, seed=first[1].reconstruction.seed)
-    assert first[1].reconstruction.seed != second[1].reconstruction.seed
+    assert first[1].method == replace(second[1].method, seed=first[1].method.seed)
+    assert first[1].method.seed != second[1].method.seed
 
 
 def test_the_zoo_is_small_and_names_no_place_of_its_makers() -> None:
@@ -65,7 +79,7 @@ def test_the_zoo_is_small_and_names_no_place_of_its_makers() -> None:
 def test_every_row_of_the_script_has_a_training_and_every_entry_a_row(script: ModuleType) -> None:
     assert {entry.name for entry in ENTRIES} <= script.ROWS.keys()
     for row in script.ROWS.values():
-        assert row.papers is None or script.TRAININGS[row.papers].problem == row.cpu.problem
+        assert row.papers is None or TRAININGS[row.papers].problem == row.cpu.problem
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -123,7 +137,7 @@ def test_a_shipped_network_is_scored_at_once(
     shutil.copytree(ROOT / "zoo" / "mnist-multiclass", run, ignore=shutil.ignore_patterns("scores.*"))
     main(["score", str(run)])
     counts = json.loads((run / "scores.json").read_text())
-    # 99 with 4 never-seen when it was put there, of which 2 resemble a training image as much as that
+    # 99 with 4 held-out when it was put there, of which 2 resemble a training image as much as that
     assert counts["recovered"]["0.9"] >= 96
     assert counts["null"]["0.9"] <= counts["null_perfect"]["0.9"] + 3
     assert "of 100 training images came out" in capsys.readouterr().out
@@ -138,7 +152,12 @@ def test_what_is_missing_is_named_and_found_where_the_user_says(
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     np.savez(here / "cifar10_some.npz", x_train=images, y_train=np.arange(40) % 10)
-    tiny = script.Target("cifar10-multiclass", 2, Training(epochs=3), Network(widths=(20,)))
+    tiny = Recipe(
+        problem="cifar10-multiclass",
+        selection=Selection(per_class=2),
+        training=TrainingConfig(epochs=3),
+        network=NetworkConfig(widths=(20,)),
+    )
     monkeypatch.setenv("EXHUME_DATA", str(here))
     script.make("tiny", script.Row(cpu=tiny), "cpu", "cpu")
     run = tmp_path / "zoo" / "tiny"
@@ -147,17 +166,6 @@ def test_what_is_missing_is_named_and_found_where_the_user_says(
         *(f"{SECOND}/{name}" for name in FILES["candidates"]),
     }
     assert capsys.readouterr().out.count("| tiny |") == 3
-
-    networks = {name: (run / name).read_bytes() for name in FILES["training"] if (run / name).exists()}
-    (run / "candidates.safetensors").unlink()
-    (run / SECOND / "candidates.safetensors").write_bytes(b"old")
-    monkeypatch.setattr(script, "SEARCH", Reconstruction(steps=20, per_class=3))
-    script.remake("tiny", "cpu")
-    assert {name: (run / name).read_bytes() for name in networks} == networks
-    first, second = (read_tensors(folder / "candidates.safetensors")["images"] for folder in (run, run / SECOND))
-    assert len(first) == len(second) == 2 * 30
-    assert not torch.equal(first, second)
-    assert capsys.readouterr().out.count("| tiny |") == 2
 
     monkeypatch.delenv("EXHUME_DATA")
     here.rename(there)
@@ -174,12 +182,45 @@ def test_what_is_missing_is_named_and_found_where_the_user_says(
     assert "the weights were rounded to float16" in (run / "report.html").read_text()
 
 
-def test_a_finished_training_is_not_made_again(script: ModuleType, tmp_path: Path) -> None:
-    tiny = script.Target("faces", 5, Training(epochs=3), Network(widths=(20,)))
-    script.train_row(tmp_path, script.Row(cpu=tiny), "cpu", "cpu")
-    made = (tmp_path / "training.json").stat().st_mtime_ns
-    script.train_row(tmp_path, script.Row(cpu=tiny), "cpu", "cpu")
-    assert (tmp_path / "training.json").stat().st_mtime_ns == made
+def test_the_candidates_are_made_again_from_the_networks_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = tmp_path / "mnist-multiclass"
+    shutil.copytree(ROOT / "zoo" / entry.name, entry)
+    networks = {name: (entry / name).read_bytes() for name in FILES["training"] if (entry / name).exists()}
+    (entry / "candidates.safetensors").unlink()
+    monkeypatch.setattr("exhume.runs.zoo.Exhume", partial(Exhume, steps=2, restarts=1, per_class=3))
+    main(["zoo", entry.name, "--again", "--folder", str(tmp_path), "--device", "cpu"])
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "mnist-multiclass: reconstructed twice."
+    assert told[2].split()[0] == entry.name and "30 + 30" in told[2]
+    assert {name: (entry / name).read_bytes() for name in networks} == networks
+    first, second = load_candidates(entry), load_candidates(entry / SECOND, of=entry)
+    assert [found.method.seed for _, found in (first, second)] == [0, 1]
+    assert first[0].images.shape == second[0].images.shape == (30, 1, 28, 28)
+    assert not torch.equal(first[0].images, second[0].images)
+    assert read_tensors(entry / "candidates.safetensors")["images"].dtype == torch.uint8
+
+
+def test_nothing_is_replaced_before_both_reconstructions_are_done(tmp_path: Path) -> None:
+    entry = tmp_path / "entry"
+    shutil.copytree(ROOT / "zoo" / "mnist-multiclass", entry)
+    before = {path: path.read_bytes() for path in entry.rglob("*.*") if path.is_file()}
+
+    def interrupt(event: Progress) -> None:
+        heard.append(event.step)
+        if heard.count(0) == 2:  # the second has begun
+            raise KeyboardInterrupt
+
+    heard: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct_entry(entry, Exhume(steps=2, restarts=1, per_class=3), device="cpu", progress_callback=interrupt)
+    assert {path: path.read_bytes() for path in entry.rglob("*.*") if path.is_file()} == before
+
+
+def test_an_unknown_network_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no network of the zoo 'mnist'; there are cifar10-binary, "):
+        list_zoo(ROOT / "zoo", ["mnist"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""exhume digs training data out of the weights of a trained network, and says honestly how much of it came out.
+"""exhume digs training images out of the weights of a trained network, and says honestly how many came out.
 
 The public names are listed in `__init__.pyi`; each is imported when it is first used.
 """

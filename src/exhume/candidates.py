@@ -26,40 +26,39 @@ class HistoryPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnownStart:
+class KnownInit:
     """What is read of a training whose initial weights are known.
 
-    left: share of them that weight decay has left in the trained ones; exact: whether what training added to the first
-    dense layer is made of few images and nothing else, as by gradient descent. It is not where steps were taken element
-    by element, as Adam's, where convolutions before it moved, or where there are more images than directions.
+    retained: share of them that weight decay has left in the trained ones; exact: whether the change of the first dense
+    layer has few directions, as gradient descent on few images gives it. It has many where steps were taken element by
+    element (Adam), where convolutions before it changed, or where there are more images than directions.
     """
 
-    left: float
+    retained: float
     exact: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What the attacker took for granted or read from the weights before searching.
+class Assumptions:
+    """What the attacker took for granted, or read from the weights, before searching.
 
+    regime: the row of REGIMES (attack/analysis.py) that the weights chose; None: all parameters are believed;
     images: number of training images assumed; images_from: "weights" (read from the spectrum), "settings" (given) or
-    "nothing" (a guess, where the first layer tells nothing); rank: dimension of the data's subspace in the first layer
-    (0: not used); left_out: the strongest direction outside of it, as a share of the strongest of all (None: not used);
-    layers: parameters whose stationarity was asked for; weighted: first layer's residual weighted by
-    the error that training leaves behind;
-    smoothness: weight of the total variation; bilevel: weight of grey pixels; start: None where the initial weights
-    were not known.
+    "nothing" (a guess, where the first layer tells nothing); rank: dimension of the subspace that is searched in the
+    first layer (0: not used); discarded: largest discarded singular value, relative to the largest (None: not used);
+    layers: parameters whose stationarity is asked for; smoothness: weight of the total variation; binary_prior: weight
+    of grey pixels; known_init: what is read of a known start; None: the start is unknown.
     """
 
+    regime: str | None
     images: int
     images_from: Literal["weights", "settings", "nothing"]
     rank: int
-    left_out: float | None
+    discarded: float | None
     layers: list[str]
-    weighted: bool
     smoothness: float
-    bilevel: float
-    start: KnownStart | None = None
+    binary_prior: float
+    known_init: KnownInit | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ class Candidates:
     explained: Float[Tensor, " m"]
     confidence: Float[Tensor, " m"]
     history: list[HistoryPoint]
-    reading: Reading
+    assumptions: Assumptions
     status: str
     message: str
 
@@ -87,7 +86,7 @@ class Candidates:
 def join(several: Sequence[Candidates]) -> Candidates:
     """All candidates of several reconstructions of one network, in the order given.
 
-    History, reading, status and message are the first's; near-duplicates are kept (`matching.merge` finds them).
+    History, assumptions, status and message are the first's; near-duplicates are kept (`matching.merge` finds them).
 
     Raises:
         InputError: there are none to join, or their images differ in shape.

@@ -3,7 +3,7 @@
 import hashlib
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from exhume.errors import InputError
-from exhume.networks import CentredNetwork, Network, Shape, Task, build
+from exhume.networks import CentredNetwork, NetworkConfig, Shape, Task, build
 from exhume.records import read, read_tensors, write, write_tensors
 
 
@@ -24,7 +24,7 @@ class Checkpoint:
     classes: the names of the classes, in the order of the outputs (binary: of labels 0 and 1).
     """
 
-    network: Network
+    network: NetworkConfig
     task: Task
     classes: tuple[str, ...]
     centre: Float[Tensor, "c h w"]
@@ -44,7 +44,9 @@ class Checkpoint:
     @property
     def fingerprint(self) -> str:
         """A digest of all of it, by which later stages know what they were computed from."""
-        digest = hashlib.sha256(repr((self.network, self.task, self.classes, self.shape)).encode())
+        # the words of records that are older than the name NetworkConfig
+        network = ", ".join(f"{item.name}={getattr(self.network, item.name)!r}" for item in fields(self.network))
+        digest = hashlib.sha256(f"(Network({network}), {self.task!r}, {self.classes!r}, {self.shape!r})".encode())
         for name, weight in sorted({**self.weights, "centre": self.centre}.items()):
             digest.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -83,7 +85,7 @@ def check_alike(initial: Checkpoint, trained: Checkpoint) -> None:
             raise InputError(f"The initial weights are those of another network: {name} {before}, not {after}.")
 
 
-def check_fits(initial: Checkpoint, network: Network, problem: tuple[Task, int, tuple[int, ...]]) -> None:
+def check_fits(initial: Checkpoint, network: NetworkConfig, problem: tuple[Task, int, tuple[int, ...]]) -> None:
     """Raises `InputError` unless training can begin with it; problem: its task, outputs and images' shape."""
     if initial.network != network:
         raise InputError("The network to begin with is another than the one that is asked for.")
@@ -98,7 +100,7 @@ def check_fits(initial: Checkpoint, network: Network, problem: tuple[Task, int, 
 class _Description:
     """What checkpoint.json holds beside checkpoint.safetensors."""
 
-    network: Network
+    network: NetworkConfig
     task: Task
     classes: tuple[str, ...]
     fingerprint: str
@@ -171,7 +173,7 @@ def load_state_dict(
     first, *rest = [bias is not None for bias in biases.values()]
     if len(set(rest)) > 1 or (any(rest) and not first):
         raise InputError(f"{path} has biases in some layers only; give its nn.Module to `exhume.reconstruct` instead.")
-    network = Network(
+    network = NetworkConfig(
         widths=tuple(sizes[1:-1]),
         activation=activation,
         init_scale=None,

@@ -17,7 +17,7 @@ COMMANDS = {
     "train": "train a network on a problem",
     "reconstruct": "reconstruct training images from a checkpoint alone",
     "search": "search for settings: many reconstructions, whose best candidates become the run's",
-    "score": "count what came out, against never-seen images",
+    "score": "count what came out, against held-out images",
     "report": "draw the run's page, report.html",
     "import-args": "read an argument file of the papers' own code as a command",
     "problems": "list the problems",
@@ -48,12 +48,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str]) -> Any:
     """The command that `argv` asks for, as a callable with its flags.
 
-    The flags are parsed twice where a preset or a problem sets the defaults: once to learn which, once more with them.
+    Some flags set the defaults of others. `before` reads these flags first; where it takes all of them to know the
+    defaults, `defaults` gives them after a first parse, and they are parsed once more.
     """
     name = _command_name(argv)
     tyro: Any = importlib.import_module("tyro")
     kind = getattr(importlib.import_module("exhume.commands"), "".join(map(str.capitalize, name.split("-"))))
     words = {"args": argv[1:], "prog": f"exhume {name}", "config": (tyro.conf.FlagCreatePairsOff,)}
+    if hasattr(kind, "before"):
+        return tyro.cli(kind, default=kind.before(argv[1:]), **words)
     command = tyro.cli(kind, **words)
     return tyro.cli(kind, default=command.defaults(), **words) if hasattr(command, "defaults") else command
 
@@ -67,7 +70,7 @@ def _command_name(argv: Sequence[str]) -> str:
         raise InputError(f"There is no command {argv[0]!r}; {hint}")
     parser = ArgumentParser(
         prog="exhume",
-        description="Digs training data out of the weights of a trained network, and says honestly how much came out.",
+        description="Digs training images out of trained weights, and says honestly how many came out.",
         epilog="`exhume COMMAND --help` shows a command's flags.",
     )
     parser.add_argument("--version", action="version", version=f"exhume {version('exhume')}")

@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class NetworkConfig:
     """Which network to train."""
 
     kind: str = "mlp"
@@ -82,12 +82,12 @@ class CentredNetwork(nn.Module):
         return scores
 
 
-def mlp(network: Network, shape: Shape, outputs: int) -> list[nn.Module]:
+def mlp(network: NetworkConfig, shape: Shape, outputs: int) -> list[nn.Module]:
     """Dense layers on the flattened image: D-widths-outputs."""
     return [nn.Flatten(), *_dense(network, shape[0] * shape[1] * shape[2], outputs, first=True)]
 
 
-def cnn(network: Network, shape: Shape, outputs: int) -> list[nn.Module]:
+def cnn(network: NetworkConfig, shape: Shape, outputs: int) -> list[nn.Module]:
     """3x3 convolutions of stride 2 with an activation each, then dense layers."""
     channels = (shape[0], *network.channels)
     layers: list[nn.Module] = []
@@ -101,16 +101,18 @@ def cnn(network: Network, shape: Shape, outputs: int) -> list[nn.Module]:
     return [*layers, *_dense(network, channels[-1] * height * width, outputs, first=False)]
 
 
-NETWORKS: dict[str, Callable[[Network, Shape, int], list[nn.Module]]] = {"mlp": mlp, "cnn": cnn}
+NETWORKS: dict[str, Callable[[NetworkConfig, Shape, int], list[nn.Module]]] = {"mlp": mlp, "cnn": cnn}
 
 
-def check(network: Network) -> None:
+def check(network: NetworkConfig) -> None:
     """Raises InputError for a cnn without channels, or another network with them."""
     if (network.kind == "cnn") != bool(network.channels):
         raise InputError("A cnn needs channels (for example 32 64), and only a cnn has them.")
 
 
-def build(network: Network, centre: Float[Tensor, "c h w"], outputs: int, generator: torch.Generator) -> CentredNetwork:
+def build(
+    network: NetworkConfig, centre: Float[Tensor, "c h w"], outputs: int, generator: torch.Generator
+) -> CentredNetwork:
     """Builds the network behind its centring layer, freshly initialised from `generator`.
 
     Args:
@@ -133,7 +135,7 @@ def build(network: Network, centre: Float[Tensor, "c h w"], outputs: int, genera
     return CentredNetwork(centre, layers).to(centre.dtype)
 
 
-def _dense(network: Network, inputs: int, outputs: int, *, first: bool) -> list[nn.Module]:
+def _dense(network: NetworkConfig, inputs: int, outputs: int, *, first: bool) -> list[nn.Module]:
     sizes = (inputs, *network.widths, outputs)
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(sizes)):
@@ -142,5 +144,5 @@ def _dense(network: Network, inputs: int, outputs: int, *, first: bool) -> list[
     return layers[:-1]
 
 
-def _has_bias(network: Network, first: bool) -> bool:
+def _has_bias(network: NetworkConfig, first: bool) -> bool:
     return network.bias == "all" or (network.bias == "first" and first)

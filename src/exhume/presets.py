@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from exhume.methods import Reconstruction
-from exhume.networks import Network
-from exhume.training import Training
+from exhume.attack.methods import Exhume, Reference
+from exhume.attack.search import Method
+from exhume.defence.training import TrainingConfig
+from exhume.networks import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,28 +14,28 @@ class TrainingPreset:
 
     problem: str
     per_class: int
-    network: Network
-    training: Training
+    network: NetworkConfig
+    training: TrainingConfig
     source: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionPreset:
-    """A reconstruction's settings, and where they come from."""
+    """A method with its settings, and where they come from."""
 
-    reconstruction: Reconstruction
+    method: Method
     source: str
 
 
 _HAIM = "Haim et al. 2022"
 _BUZAGLO = "Buzaglo et al. 2023"
-_SMALL_START = Network(init_scale=1e-4)
-_DEFAULT_START = Network(init_scale=None)
+_SMALL_START = NetworkConfig(init_scale=1e-4)
+_DEFAULT_START = NetworkConfig(init_scale=None)
 
 
-def _papers(loss: str, lr: float, weight_decay: float = 0.0) -> Training:
+def _papers(loss: str, lr: float, weight_decay: float = 0.0) -> TrainingConfig:
     """Full-batch gradient descent in float64 for a million epochs."""
-    return Training(loss=loss, lr=lr, weight_decay=weight_decay, epochs=1_000_000, dtype="float64")
+    return TrainingConfig(loss=loss, lr=lr, weight_decay=weight_decay, epochs=1_000_000, dtype="float64")
 
 
 TRAININGS: dict[str, TrainingPreset] = {
@@ -42,7 +43,7 @@ TRAININGS: dict[str, TrainingPreset] = {
         problem="mnist-digits",
         per_class=10,
         network=_SMALL_START,
-        training=Training(loss="ce", lr=0.5, epochs=1000),
+        training=TrainingConfig(loss="ce", lr=0.5, epochs=1000),
         source="the run of `exhume demo`",
     ),
     "mnist-binary": TrainingPreset(
@@ -89,7 +90,7 @@ TRAININGS: dict[str, TrainingPreset] = {
     "cifar10-cnn": TrainingPreset(
         problem="cifar10-vehicles-animals",
         per_class=250,
-        network=Network(kind="cnn", channels=(32, 64), widths=(100,), init_scale=1e-4),
+        network=NetworkConfig(kind="cnn", channels=(32, 64), widths=(100,), init_scale=1e-4),
         training=_papers("bce", 0.01),
         source=f"{_BUZAGLO}, whose code has no convolutions: their sizes are ours, the rest is cifar10-binary",
     ),
@@ -106,23 +107,19 @@ def _reference(  # noqa: PLR0917 a row of the papers' table
     source: str,
 ) -> ReconstructionPreset:
     """A winner of the papers' sweeps, which were judged by the ground truth."""
-    settings = Reconstruction(
-        method="reference",
-        steps=50_000,
-        restarts=1,
+    method = Reference(
         per_class=per_class,
         init_scale=init_scale,
         lr_images=lr_images,
         lr_multipliers=lr_multipliers,
         min_multiplier=min_multiplier,
         sharpness=sharpness,
-        dtype="float64",
     )
-    return ReconstructionPreset(reconstruction=settings, source=source)
+    return ReconstructionPreset(method=method, source=source)
 
 
 RECONSTRUCTIONS: dict[str, ReconstructionPreset] = {
-    "exhume": ReconstructionPreset(reconstruction=Reconstruction(), source="our defaults, for every network"),
+    "exhume": ReconstructionPreset(method=Exhume(), source="our defaults, for every network"),
     "cifar10-binary-1": _reference(
         500, 8.857493220221296e-4, 0.5549171806490206, 1e-4, 0.4983026413803425, 19.14455192462549, _HAIM
     ),

@@ -14,9 +14,9 @@ class Progress:
     values: Mapping[str, float]
 
 
-Listener = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 """Is told of the progress. What it raises ends the work, and reaches the caller."""
 
 
-def silent(_: Progress) -> None:
-    """Hears nothing."""
+def no_op(_: object) -> None:
+    """Does nothing with what it is told."""

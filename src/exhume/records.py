@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,10 +22,10 @@ from exhume.errors import InputError
 
 T = TypeVar("T")
 
-FORMAT = 3
-OLDER = 2
-"""A format that is read as well; SINCE: the keys that it may lack, whose defaults say that it was not there."""
-SINCE = ("initial", "start")
+FORMAT = 4
+READ = (2, 3, FORMAT)
+"""The formats that are read; a record of an older one is brought up to date by its kind's `Upgrade`."""
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 _converter = make_converter(forbid_extra_keys=True)
 
 
@@ -63,24 +63,42 @@ def write(path: Path, record: Any) -> None:
     replace_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
-def read(path: Path, kind: type[T]) -> T:
-    """Reads back a record of `kind`; an unknown, missing or mistyped key is an `InputError`."""
+def read(path: Path, kind: type[T], upgrade: Upgrade = dict) -> T:
+    """Reads back a record of `kind`; an unknown, missing or mistyped key is an `InputError`.
+
+    Args:
+        upgrade: turns the content of an older format into today's.
+    """
     content = _read_object(path)
     written_as = content.pop("format", None)
-    if written_as not in (FORMAT, OLDER):
-        raise InputError(f"{path} has another format than {FORMAT} or {OLDER}, which this version of exhume reads.")
+    if written_as not in READ:
+        formats = ", ".join(map(str, READ))
+        raise InputError(f"{path} has none of the formats that this version of exhume reads ({formats}).")
     try:
+        content = content if written_as == FORMAT else upgrade(content)
         record = _converter.structure(content, kind)
     except (cattrs.BaseValidationError, ValueError, TypeError) as error:
         detail = "; ".join(cattrs.transform_error(error, format_exception=_what_is_wrong))
         raise InputError(f"{path} does not hold what is expected: {detail}.") from None
+    except (KeyError, AttributeError) as error:  # an upgrade looked for what is not there
+        raise InputError(f"{path} does not hold what is expected: {error}.") from None
     # cattrs would take "7" or 7.5 for 7, and a default for a key that is not there
     again = _converter.unstructure(record)
-    again = _common(again, content) if written_as == OLDER else again
     for key in again:
         if key not in content or _canonical(again[key]) != _canonical(content[key]):
             raise InputError(f"{path} does not hold what is expected: a value is missing or of another type @ $.{key}.")
     return record
+
+
+def register(kind: Any, encode: Callable[[T], dict[str, Any]], decode: Callable[[Mapping[str, Any]], T]) -> None:
+    """Says how values of an abstract class are written and read; `decode` raises `InputError` for what is none."""
+    _converter.register_unstructure_hook_func(lambda of: of is kind, encode)
+    _converter.register_structure_hook_func(lambda of: of is kind, lambda content, _: decode(content))
+
+
+def decode(content: Mapping[str, Any], kind: type[T]) -> T:
+    """A dataclass from JSON's types; raises what cattrs raises."""
+    return _converter.structure(content, kind)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -100,15 +118,6 @@ def _refuse_constant(name: str) -> None:
 
 def _what_is_wrong(error: BaseException, kind: Any) -> str:
     return str(error).removesuffix(".") if isinstance(error, InputError) else format_exception(error, kind)
-
-
-def _common(record: Any, content: Any) -> Any:
-    """A record without the keys of SINCE that a content lacks."""
-    if not (isinstance(record, Mapping) and isinstance(content, Mapping)):
-        return record
-    return {
-        key: _common(value, content.get(key)) for key, value in record.items() if key in content or key not in SINCE
-    }
 
 
 def _canonical(content: Any) -> str:

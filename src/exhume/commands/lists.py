@@ -6,12 +6,14 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from exhume.commands.screen import console
+from exhume.attack.methods import name_of
+from exhume.commands.display import bars, console
+from exhume.commands.papers_arguments import read_arguments
+from exhume.devices import Device
 from exhume.errors import InputError
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import names_and_summaries
-from exhume.reference_arguments import read_arguments
-from exhume.zoo import Entry, list_zoo
+from exhume.runs.zoo import Entry, list_zoo, reconstruct_entry, zoo_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +63,29 @@ class Presets:
             )
         console.print("For `exhume reconstruct RUN --preset NAME`:")
         for name, preset in RECONSTRUCTIONS.items():
-            console.print(f"  {name:22}method {preset.reconstruction.method} ({preset.source})", soft_wrap=True)
+            console.print(f"  {name:22}method {name_of(preset.method)} ({preset.source})", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Zoo:
-    """List the trained networks that come with the repository."""
+    """List the trained networks that come with the repository; with --again reconstruct from them first."""
 
+    names: Positional[tuple[str, ...]] = ()
+    """Only these networks; none: all."""
+    again: bool = False
+    """Reconstruct anew, twice from each network, by the installed method; the candidates before are replaced."""
     folder: Path = Path("zoo")
     """Where they are."""
+    device: Device = "auto"
+    """Where to compute."""
 
     def __call__(self) -> None:
+        for name in zoo_names(self.folder, self.names) if self.again else ():
+            with bars() as progress_callback:
+                reconstruct_entry(self.folder / name, device=self.device, progress_callback=progress_callback)
+            console.print(f"{name}: reconstructed twice.", soft_wrap=True)
         columns = ("name", "problem", "network", "loss", "rate", "decay", "epochs", "images", "candidates", "size")
-        rows = [columns, *(_zoo_row(entry) for entry in list_zoo(self.folder))]
+        rows = [columns, *(_zoo_row(entry) for entry in list_zoo(self.folder, self.names))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             console.print("  ".join(map(str.ljust, row, widths)).rstrip(), soft_wrap=True)

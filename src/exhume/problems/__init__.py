@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from exhume.errors import InputError
-from exhume.networks import Network, Task
+from exhume.networks import NetworkConfig, Task
 
 PROBLEMS: dict[str, str] = {
     "mnist-digits": "exhume.problems.mnist_digits",
@@ -58,7 +58,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Images to train on and never-seen images of the same kind.
+    """Images to train on and held-out images of the same kind.
 
     images: [n, c, h, w] in [0, 1]; labels: [n], class indices (binary: 0 or 1), or real targets for regression;
     held_out, held_out_labels: the same for images the network never sees, for the null control and the accuracy;
@@ -72,7 +72,7 @@ class Problem:
     held_out_labels: Shaped[Tensor, " k"]
     task: Task
     classes: tuple[str, ...]
-    network: Network
+    network: NetworkConfig
     source: str
 
     @property
@@ -159,13 +159,13 @@ def _first_classes(problem: Problem, count: int) -> Problem:
             f"Problem {problem.name} ({problem.task}) has {len(problem.classes)} classes; "
             f"{count} of them cannot be chosen, and only multiclass problems can have fewer."
         )
-    seen, unseen = problem.labels < count, problem.held_out_labels < count
+    kept, kept_held_out = problem.labels < count, problem.held_out_labels < count
     return replace(
         problem,
-        images=problem.images[seen],
-        labels=problem.labels[seen],
-        held_out=problem.held_out[unseen],
-        held_out_labels=problem.held_out_labels[unseen],
+        images=problem.images[kept],
+        labels=problem.labels[kept],
+        held_out=problem.held_out[kept_held_out],
+        held_out_labels=problem.held_out_labels[kept_held_out],
         classes=problem.classes[:count],
     )
 

@@ -199,7 +199,7 @@ class _Bar:
     """What pooch needs of a tqdm bar, drawn by rich.
 
     The library draws nothing, with this one exception, because a download of minutes is not to look like a hang and
-    `load(selection)` takes no listener: it appears on stderr only, and only where that is a terminal.
+    `load(selection)` takes no callback: it appears on stderr only, and only where that is a terminal.
     """
 
     def __init__(self, progress: Progress, file: str) -> None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from exhume.networks import Network
+from exhume.networks import NetworkConfig
 from exhume.problems import Problem, Selection, cifar10_vehicles_animals
 
 
@@ -15,5 +15,5 @@ def load(selection: Selection) -> Problem:
         labels=2 * problem.labels.float() - 1,
         held_out_labels=2 * problem.held_out_labels.float() - 1,
         task="regression",
-        network=Network(init_scale=None),
+        network=NetworkConfig(init_scale=None),
     )

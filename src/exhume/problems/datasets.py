@@ -7,7 +7,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from exhume.errors import InputError
-from exhume.networks import Network, Task
+from exhume.networks import NetworkConfig, Task
 from exhume.problems import Problem, first_per_class
 
 
@@ -35,10 +35,10 @@ def grouped(data: DataSet, group_of: tuple[int, ...], classes: tuple[str, ...]) 
     return data._replace(train=train, test=test, classes=classes)
 
 
-def problem_of(name: str, data: DataSet, per_class: int, *, task: Task, network: Network) -> Problem:
-    """Takes the first `per_class` images of each class to train on, and as many others, never seen, where there are.
+def problem_of(name: str, data: DataSet, per_class: int, *, task: Task, network: NetworkConfig) -> Problem:
+    """Takes the first `per_class` images of each class to train on, and as many others to hold out, where there are.
 
-    The never-seen images are the first of each class in the test split where that has enough, else those that follow
+    The held-out images are the first of each class in the test split where that has enough, else those that follow
     the training images; they are balanced too, and none equals a training image.
 
     Raises:
@@ -51,7 +51,7 @@ def problem_of(name: str, data: DataSet, per_class: int, *, task: Task, network:
             f"fewer than the {per_class} per class asked for ({data.source})."
         )
     train = Rows(*first_per_class(*data.train, per_class, what=data.source))
-    held_out = _never_seen(name, data, train.images, per_class)
+    held_out = _held_out(name, data, train.images, per_class)
     return Problem(
         name=name,
         images=unit_range(train.images),
@@ -70,7 +70,7 @@ def unit_range(images: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def _never_seen(name: str, data: DataSet, seen: Tensor, per_class: int) -> Rows:
+def _held_out(name: str, data: DataSet, seen: Tensor, per_class: int) -> Rows:
     seen_bytes = {image.tobytes() for image in seen.numpy()}
     most, chosen = 0, data.train
     for pool in (data.test, data.train):
@@ -81,13 +81,13 @@ def _never_seen(name: str, data: DataSet, seen: Tensor, per_class: int) -> Rows:
                 most, chosen = available, rest
     if most == 0:
         raise InputError(
-            f"{name}: with {per_class} images per class no never-seen images of every class are left for the control; "
+            f"{name}: with {per_class} images per class no held-out images of every class are left for the control; "
             f"take fewer per class ({data.source})."
         )
     return Rows(*first_per_class(*chosen, min(most, per_class), what=data.source))
 
 
 def _without(pool: Rows, seen: set[bytes]) -> Rows:
-    """Images are told apart by their pixels, so that a second copy of a training image is no never-seen image."""
-    unseen = torch.tensor([image.tobytes() not in seen for image in pool.images.numpy()])
-    return Rows(pool.images[unseen], pool.labels[unseen])
+    """Images are told apart by their pixels, so that a second copy of a training image is no held-out image."""
+    fresh = torch.tensor([image.tobytes() not in seen for image in pool.images.numpy()])
+    return Rows(pool.images[fresh], pool.labels[fresh])

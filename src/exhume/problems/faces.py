@@ -2,7 +2,7 @@
 
 import torch
 
-from exhume.networks import Network
+from exhume.networks import NetworkConfig
 from exhume.problems import Problem, Selection
 from exhume.problems.datasets import DataSet, Rows, problem_of
 
@@ -15,5 +15,5 @@ def load(selection: Selection) -> Problem:
     labels = torch.tensor([1] * 100 + [0] * 100)
     source = "Labeled Faces in the Wild, the 200 images that come with scikit-image"
     data = DataSet(Rows(images, labels), None, ("no face", "face"), source)
-    network = Network(kind="cnn", channels=(32, 64), widths=(100,))
+    network = NetworkConfig(kind="cnn", channels=(32, 64), widths=(100,))
     return problem_of("faces", data, selection.per_class or 50, task="binary", network=network)

@@ -1,6 +1,6 @@
 """MNIST, odd or even digits (default: 50 training images per class)."""
 
-from exhume.networks import Network
+from exhume.networks import NetworkConfig
 from exhume.problems import Problem, Selection
 from exhume.problems.archives import mnist
 from exhume.problems.datasets import grouped, problem_of
@@ -11,4 +11,4 @@ def load(selection: Selection) -> Problem:
     per_class = selection.per_class or 50
     data = mnist(selection, per_digit=-(-2 * per_class // 5))
     parity = grouped(data, (0, 1) * 5, ("even", "odd"))
-    return problem_of("mnist-odd-even", parity, per_class, task="binary", network=Network())
+    return problem_of("mnist-odd-even", parity, per_class, task="binary", network=NetworkConfig())

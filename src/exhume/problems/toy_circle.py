@@ -5,14 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from exhume.networks import Network
+from exhume.networks import NetworkConfig
 from exhume.problems import Problem, Selection
 
 
 def load(selection: Selection) -> Problem:
     """Points as images of two pixels, [n, 1, 1, 2], evenly spaced in the two quadrants of each class.
 
-    The never-seen points lie between them. The circle has centre (1/2, 1/2) and radius 1/2, so that it fills [0, 1].
+    The held-out points lie between them. The circle has centre (1/2, 1/2) and radius 1/2, so that it fills [0, 1].
     """
     per_class = selection.per_class or 10
     labels = torch.arange(2).repeat_interleave(per_class)
@@ -24,7 +24,7 @@ def load(selection: Selection) -> Problem:
         held_out_labels=labels,
         task="binary",
         classes=("first and third quadrant", "second and fourth quadrant"),
-        network=Network(widths=(1000,)),
+        network=NetworkConfig(widths=(1000,)),
         source="computed",
     )
 

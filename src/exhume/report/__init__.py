@@ -7,20 +7,20 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from exhume.audit.matching import merge
+from exhume.audit.scores import Counts, sentence
 from exhume.errors import InputError
-from exhume.losses import resolve_loss
-from exhume.matching import merge
 from exhume.metrics import measure_of
-from exhume.networks import Network, Task
-from exhume.records import read, read_tensors, replace_file
+from exhume.networks import NetworkConfig, Task
+from exhume.records import read_tensors, replace_file
 from exhume.report import figures
-from exhume.runs import CandidatesRecord, ScoresRecord, TrainingRecord, read_candidate_tensors
-from exhume.scores import Scores, sentence
+from exhume.runs.schema import CandidatesRecord, ScoresRecord, TrainingRecord, read_record
+from exhume.runs.store import read_candidate_tensors
 
 T = TypeVar("T")
 
 LARGE = 10
-"""Pairs shown large, of the training images and of the never-seen ones."""
+"""Pairs shown large, of the training images and of the held-out ones."""
 ALIKE = 0.95
 """NCC from which two candidates show the same image: each search finds it again. Different digits seldom reach it."""
 MARGIN: dict[Task, str] = {
@@ -34,7 +34,7 @@ MARGIN: dict[Task, str] = {
 class Published:
     """checkpoint.json, what was known of the network."""
 
-    network: Network
+    network: NetworkConfig
     task: Task
     classes: tuple[str, ...]
     fingerprint: str
@@ -68,7 +68,7 @@ def draw(run: Path) -> Path:
     """Writes run/report.html, a page that needs no other file and no other host, and returns its path.
 
     Without training.json the page leaves out how the network was trained; without scores.json it shows the candidates
-    by how sure the attacker is of them, and says that nothing was checked.
+    by the attacker's confidence, and says that nothing was checked.
 
     Raises:
         InputError: the folder holds no checkpoint or no candidates, or one of its files is damaged.
@@ -86,7 +86,10 @@ def _contents(run: Path) -> Contents:
     truth = _tensors(run / "scores.safetensors", *names) if scores else {}
     if scores and len(truth["images"]) != len(scores.per_image):
         raise InputError(f"scores.json and scores.safetensors in {run} do not belong together; score again.")
-    published, found = read(run / "checkpoint.json", Published), read(run / "candidates.json", CandidatesRecord)
+    published, found = (
+        read_record(run / "checkpoint.json", Published),
+        read_record(run / "candidates.json", CandidatesRecord),
+    )
     if not published.fingerprint == found.checkpoint == (scores.checkpoint if scores else found.checkpoint):
         raise InputError(f"The files in {run} come from different checkpoints; reconstruct and score again.")
     return Contents(
@@ -101,7 +104,7 @@ def _contents(run: Path) -> Contents:
 
 
 def _optional(path: Path, kind: type[T]) -> T | None:
-    return read(path, kind) if path.exists() else None
+    return read_record(path, kind) if path.exists() else None
 
 
 def _tensors(path: Path, *names: str) -> dict[str, Tensor]:
@@ -132,12 +135,12 @@ def _context(run: Contents) -> dict[str, Any]:
         "parameters": sum(tensor.numel() for name, tensor in run.weights.items() if name != "centre"),
         "mean_known": bool(run.weights["centre"].any()),
         "mean": None if points else figures.picture(run.weights["centre"]),
-        "loss": resolve_loss(published.task, run.training.training.loss) if run.training else None,
+        "loss": run.training.training.loss if run.training else None,
         "pairs": [] if points else _pairs(run, run.scores) if run.scores else _unchecked(run),
         "control": [] if points or not run.scores else _control(run.truth),
         "large": LARGE,
         "alike": ALIKE,
-        "sure_known": bool(run.candidates["confidence"].isfinite().any()),
+        "confidence_known": bool(run.candidates["confidence"].isfinite().any()),
         "total": len(images),
         "outside": figures.outside(images) if points else 0,
         "charts": _charts(run, points),
@@ -145,7 +148,7 @@ def _context(run: Contents) -> dict[str, Any]:
     }
 
 
-def _pairs(run: Contents, scores: Scores) -> list[Pair]:
+def _pairs(run: Contents, scores: Counts) -> list[Pair]:
     """Every training image and its one-to-one candidate, the most alike first."""
     found, pairs = figures.stretched(run.truth["candidates"]), []
     for image in sorted(scores.per_image, key=lambda image: -image.ncc):
@@ -157,24 +160,27 @@ def _pairs(run: Contents, scores: Scores) -> list[Pair]:
 
 
 def _control(truth: dict[str, Tensor]) -> list[Pair]:
-    """The never-seen images that resemble their candidate most, matched as the training images are."""
+    """The held-out images that resemble their candidate most, matched as the training images are."""
     order = truth["null_similarity"].argsort(descending=True, stable=True)[:LARGE]
     found, pairs = figures.stretched(truth["null_candidates"][order]), []
     for row, picture in zip(order.tolist(), found, strict=True):
         similarity, original = truth["null_similarity"][row].item(), figures.picture(truth["null_images"][row])
         value, shown = (f"{similarity:.3f}", picture) if similarity > -1 else ("none", None)
-        pairs.append(Pair("never seen", f"never-seen image {row}", value, original, shown))
+        pairs.append(Pair("held out", f"held-out image {row}", value, original, shown))
     return pairs
 
 
 def _unchecked(run: Contents) -> list[Pair]:
-    """Candidates alone, the surest or those that explain most of the weights first; of those alike only the first."""
-    images, labels, explained, sure = (run.candidates[name] for name in ("images", "labels", "explained", "confidence"))
-    known = not sure.isnan().all()
-    order = (sure.nan_to_num(-1.0) if known else explained).argsort(descending=True, stable=True)
+    """Candidates alone, the most confident or those that explain most first; of those alike only the first."""
+    images, labels, explained, confidence = (
+        run.candidates[name] for name in ("images", "labels", "explained", "confidence")
+    )
+    known = not confidence.isnan().all()
+    order = (confidence.nan_to_num(-1.0) if known else explained).argsort(descending=True, stable=True)
     order = order[merge(images[order], ALIKE)]
     values = [
-        f"explains {explained[row]:.2%}" if sure[row].isnan() else f"{sure[row]:.0%} sure" for row in order.tolist()
+        f"explains {explained[row]:.2%}" if confidence[row].isnan() else f"confidence {confidence[row]:.0%}"
+        for row in order.tolist()
     ]
     return [
         Pair(_class(run.published, labels[row].item()), f"candidate {row}", value, None, picture)
@@ -215,6 +221,6 @@ def _settings(run: Contents) -> dict[str, dict[str, Any]]:
     if run.training:
         tables |= {"Problem": run.training.problem, "Training": run.training.training}
         tables["The training ran on"] = run.training.provenance
-    tables |= {"Reconstruction": run.found.reconstruction, "Taken for granted by it": run.found.reading}
+    tables |= {"Method": run.found.method, "What it assumed": run.found.assumptions}
     tables["The reconstruction ran on"] = run.found.provenance
     return {title: asdict(record) for title, record in tables.items()}

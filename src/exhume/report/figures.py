@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from exhume.audit.scores import Counts
 from exhume.metrics import min_max
-from exhume.scores import Scores
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, TRAINING, UNSEEN = "#010203", "#010204", "#010205"
-_CSS = {INK: "currentColor", TRAINING: "var(--training)", UNSEEN: "var(--unseen)"}
+INK, TRAINING, HELD_OUT = "#010203", "#010204", "#010205"
+_CSS = {INK: "currentColor", TRAINING: "var(--training)", HELD_OUT: "var(--held-out)"}
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "exhume",
@@ -84,13 +84,13 @@ def gallery(rows: Mapping[str, Float[Tensor, "_ c h w"]], titles: Sequence[str],
     return figure
 
 
-def bars(scores: Scores) -> "Markup":
-    """Share of the training and of the never-seen images that reach each similarity, with the counts on the bars."""
+def bars(scores: Counts) -> "Markup":
+    """Share of the training and of the held-out images that reach each similarity, with the counts on the bars."""
 
     def chart(axes: "Axes") -> None:
         for shift, counts, total, colour, label in (
             (-0.2, scores.recovered, scores.images, TRAINING, "training"),
-            (0.2, scores.null, scores.never_seen, UNSEEN, "never seen"),
+            (0.2, scores.null, scores.held_out, HELD_OUT, "held out"),
         ):
             places = [k + shift for k in range(len(counts))]
             drawn = axes.bar(places, [count / total for count in counts.values()], 0.36, color=colour, label=label)
@@ -99,10 +99,10 @@ def bars(scores: Scores) -> "Markup":
         axes.set(xlabel=_measure(scores), ylabel="share", ylim=(0, 1.08), yticks=(0, 0.5, 1))
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, handlelength=1)
 
-    return _svg("bars", "Recovered training images beside never-seen images, by threshold", chart)
+    return _svg("bars", "Recovered training images beside held-out images, by threshold", chart)
 
 
-def against_margin(margins: Sequence[float], scores: Scores, axis: str) -> "Markup":
+def against_margin(margins: Sequence[float], scores: Counts, axis: str) -> "Markup":
     """Similarity of each training image and its reconstruction, where it has one, against the image's margin."""
     values = [image.ncc if image.candidate >= 0 else nan for image in scores.per_image]
 
@@ -129,12 +129,12 @@ def curves(name: str, axis: str, steps: Sequence[int], series: Mapping[str, Sequ
     return _svg(name, f"{' and '.join(series)} by {axis}".capitalize(), chart)
 
 
-def plane(found: Tensor, training: Tensor | None, unseen: Tensor | None) -> "Markup":
-    """Points by their first two coordinates: candidates as crosses, training and never-seen points as rings."""
+def plane(found: Tensor, training: Tensor | None, held_out: Tensor | None) -> "Markup":
+    """Points by their first two coordinates: candidates as crosses, training and held-out points as rings."""
 
     def chart(axes: "Axes") -> None:
         for points, marker, colour, label in (
-            (unseen, "^", UNSEEN, "never-seen points"),
+            (held_out, "^", HELD_OUT, "held-out points"),
             (training, "o", TRAINING, "training points"),
         ):
             if points is not None:
@@ -145,7 +145,7 @@ def plane(found: Tensor, training: Tensor | None, unseen: Tensor | None) -> "Mar
         axes.set(xlim=FRAME, ylim=FRAME, aspect="equal", xlabel="first coordinate", ylabel="second coordinate")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, handletextpad=0.1, columnspacing=1)
 
-    return _svg("plane", "Candidates among the training and never-seen points", chart, (4.6, 4.6))
+    return _svg("plane", "Candidates among the training and held-out points", chart, (4.6, 4.6))
 
 
 def outside(found: Tensor) -> int:
@@ -154,7 +154,7 @@ def outside(found: Tensor) -> int:
     return int((~shown.flatten(1).all(1)).sum())
 
 
-def _measure(scores: Scores) -> str:
+def _measure(scores: Counts) -> str:
     return "NCC" if scores.measure == "ncc" else scores.measure
 
 

@@ -1,0 +1,1 @@
+"""The attacker: sees a network's weights and nothing else."""

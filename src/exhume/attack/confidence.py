@@ -1,0 +1,108 @@
+"""How confident the attacker can be of each candidate when no truth is at hand: independent searches that agree."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from exhume.candidates import Assumptions, Images
+from exhume.metrics import measure_of, similarity
+
+CALIBRATION = (-6.9, 4.3)
+"""Intercept and slope of the log-odds against -log10(1 - agreement): a logistic fit (-6.34, 4.29) to the candidates of
+b2 of the benchmark that explain enough, rounded to the modest side. Least comes out of b2 of all rows."""
+
+ENOUGH = 0.3
+"""Share of the weights that a candidate must explain, relative to the median of its search's, to have a chance at all.
+Searches agree on flat pictures that the priors alone make: 9 of 13 confident candidates of b8 were such. A negative
+share means an output of the wrong sign: 6 of 82 confident ones of b8-decay, all wrong. Under squared error a right
+image whose output exceeds its target is one of these, and gets 0 too."""
+
+MOST_DISCARDED = 0.05
+"""Largest discarded singular value, relative to the largest, up to which the calibration holds. Beyond it the weights
+determine a projection of the images at most (at most 0.005 where many came out, 0.36 where searches agreed on wrong
+ones, nearly 1 without training)."""
+
+FEWEST_DIRECTIONS = 10
+"""Directions from which the calibration holds: of two directions 395 of 400 candidates agreed, all of them wrong."""
+
+MOST_UNEXPLAINED = 0.5
+"""Relative residual up to which the candidates are what the weights are made of. A search cut short or a wrong centre
+leaves more (0.88, and 24 of 28 confident candidates wrong); it was at most 0.32 where the calibration was tried."""
+
+ACTIVATION = "relu"
+"""The activation that the calibration was made with (of 229 confident candidates of a tanh network 14 were right)."""
+
+CLOSEST = 1e-6
+"""1 - agreement is at least this, so that equal candidates have finite log-odds."""
+
+
+def uncalibrated_reason(
+    assumptions: Assumptions, images: Images, residual: float, activation: str | None
+) -> str | None:
+    """Why agreement says nothing about the candidates; None: it does.
+
+    Args:
+        residual: of the search at its end.
+        activation: of an MLP; None of any other network.
+    """
+    discarded = math.inf if assumptions.discarded is None else assumptions.discarded
+    known, residual_ok = assumptions.known_init, residual <= MOST_UNEXPLAINED
+    reasons = [
+        (measure_of(images) != "ncc", "points have no contrast to compare"),
+        (
+            activation is None or math.isinf(discarded),
+            "it was calibrated for searches within an MLP's first layer",
+        ),
+        (activation != ACTIVATION, f"it was calibrated for {ACTIVATION}, and this network has {activation}"),
+        (
+            known is not None and not known.exact,
+            "it was calibrated for gradient descent. Here the first layer's change has more directions: training used "
+            "another optimiser (Adam, for example), or began with other weights",
+        ),
+        (
+            assumptions.rank < FEWEST_DIRECTIONS,
+            f"only {assumptions.rank} directions stand out, and searches agree among so few by chance",
+        ),
+        (discarded > MOST_DISCARDED, "the first layer hides part of the images, and searches agree on a projection"),
+        (not residual_ok, f"the candidates leave too much of the weights unexplained (residual {residual:.2f})"),
+    ]
+    return next((why for holds, why in reasons if holds), None)
+
+
+def agreement(
+    images: Images,
+    labels: Int[Tensor, " m"],
+    others: Sequence[tuple[Images, Int[Tensor, " k"]]],
+) -> Float[Tensor, " m"]:
+    """NCC of each candidate with its nearest of the same label in each other search, averaged.
+
+    A search from another start ends in another minimum, unless the weights determine the image (Oz et al. 2024).
+
+    Returns:
+        [m] in [-1, 1]; NaN where there is no other search, or the candidate is not finite.
+    """
+    nearest = []
+    for found, of in others:
+        alike = similarity(images, found)
+        alike = alike.where(labels[:, None] == of[None], -1.0).masked_fill(~_finite(found), -1.0)
+        nearest.append(alike.amax(1))
+    averaged = torch.stack(nearest).mean(0) if nearest else images.new_full((len(images),), torch.nan)
+    return averaged.masked_fill(~_finite(images), torch.nan)
+
+
+def confidence(agreed: Float[Tensor, " m"], explained: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """The chance, [m] in [0, 1], that a candidate shows a training image at NCC >= 0.9; NaN stays.
+
+    It follows from the agreement with other searches; it is 0 for a candidate that explains almost none of the weights.
+    """
+    intercept, slope = CALIBRATION
+    chance = torch.sigmoid(intercept - slope * (1 - agreed).clamp(CLOSEST, 1).log10())
+    enough = (explained > 0) & (explained >= ENOUGH * explained.nanmedian())
+    return chance.masked_fill(~enough & ~agreed.isnan(), 0.0)
+
+
+def _finite(images: Images) -> Shaped[Tensor, " m"]:
+    return images.isfinite().flatten(1).all(1)

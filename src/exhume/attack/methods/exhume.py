@@ -1,0 +1,140 @@
+"""The method `exhume`: ours. Nothing needs tuning; what is not set is read from the weights."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from exhume.architecture import MLP, SplitNetwork, mlp_of
+from exhume.attack.analysis import WeightAnalysis, analyse_weights
+from exhume.attack.methods.feature_space import FeatureSpaceSearch
+from exhume.attack.methods.input_subspace import InputSubspaceSearch, SearchSettings
+from exhume.attack.methods.pixel_space import PixelSpaceSearch
+from exhume.attack.optimisation import Multipliers, images_given, linear_decay, muon_and_adam, uniform_start
+from exhume.attack.search import Method, Search, check_counts, check_finite, check_positive, check_weights
+from exhume.attack.stationarity import check_objective, choose_objective, scale_free
+from exhume.attack.target import Target
+from exhume.networks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhume(Method):
+    """Our method: within the data's own subspace, weighted by the errors that training leaves (docs/theory.md).
+
+    The search is over coordinates in the first layer's subspace for an MLP, over pixels judged by features where an MLP
+    stands behind other layers, and over pixels judged by all parameters for any other network.
+
+        exhume.reconstruct(checkpoint, exhume.Exhume(steps=500, images=100))
+    """
+
+    steps: int = 1000
+    """Steps of the optimiser in each search."""
+    restarts: int = 2
+    """Searches from independent starts. The candidates of all are kept, and their agreement gives the confidence."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the variables. With float32, matrix products are in bfloat16 where the machine has units for it."""
+    images: int | None = None
+    """Number of training images assumed; None: read from the spectrum of the first dense layer."""
+    per_class: int | None = None
+    """Candidates of each class in a search; None: twice the images assumed, at least 200 in all, at most half the
+    neurons."""
+    objective: str | None = None
+    """A row of OBJECTIVES; None: the task's own."""
+    lr_images: float = 0.02
+    """Learning rate of the images, of the largest spread that images can have; it falls to a fiftieth (Muon)."""
+    lr_multipliers: float = 0.02
+    """Learning rate of the multipliers (Adam)."""
+    init_scale: float = 0.01
+    """Standard deviation of the first guess around the centre."""
+    min_multiplier: float = 0.0
+    """Multipliers below are penalised, unless they may be negative."""
+    sharpness: float = 10.0
+    """Sharpness of the smoothed derivative of ReLU, per root mean square of an image's pre-activations."""
+    smoothness: float | None = None
+    """Weight of the images' total variation; None: 4e-6 for each believed layer where the data's directions are smooth
+    as those of photographs are, or an MLP stands behind other layers; else 0."""
+    binary_prior: float | None = None
+    """Weight of grey, y (1 - y) of a pixel y, against the weighted error; None: 5 where the mean image says that pixels
+    are black or white; else 0. No effect on a search judged by all parameters."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_objective(self.objective)
+        check_counts(images=self.images, per_class=self.per_class)
+        check_positive(
+            lr_images=self.lr_images,
+            lr_multipliers=self.lr_multipliers,
+            init_scale=self.init_scale,
+            sharpness=self.sharpness,
+        )
+        check_finite(min_multiplier=self.min_multiplier)
+        check_weights(smoothness=self.smoothness, binary_prior=self.binary_prior)
+
+    def check_task(self, task: Task) -> None:
+        choose_objective(self.objective, task, "multiclass")
+
+    def start(self, target: Target, generator: torch.Generator) -> Search:
+        settings = self._search_settings(target)
+        match target.architecture if first_layer_changed(target) else None:
+            case MLP() as mlp:
+                found = self._analyse(target, mlp, sees_images=True)
+                return InputSubspaceSearch(target, mlp, found, settings, generator)
+            case SplitNetwork() as network:
+                found = self._analyse(target, network.mlp, sees_images=False)
+                return FeatureSpaceSearch(target, network, found, settings, generator)
+            case _:
+                return self._over_pixels(target, settings, generator)
+
+    def analyse(self, target: Target) -> WeightAnalysis | None:
+        """What is read from the weights before the search; None if the search is over pixels and all parameters."""
+        mlp = mlp_of(target.architecture)
+        if mlp is None or not first_layer_changed(target):
+            return None
+        return self._analyse(target, mlp, sees_images=isinstance(target.architecture, MLP))
+
+    def _analyse(self, target: Target, mlp: MLP, *, sees_images: bool) -> WeightAnalysis:
+        return analyse_weights(
+            target,
+            target.explained_mlp or mlp,
+            images=images_given(self.images, self.per_class, target),
+            smoothness=self.smoothness,
+            binary_prior=self.binary_prior,
+            sees_images=sees_images,
+        )
+
+    def _search_settings(self, target: Target) -> SearchSettings:
+        return SearchSettings(
+            steps=self.steps,
+            per_class=self.per_class,
+            objective=choose_objective(self.objective, target.task, "multiclass"),
+            lr_images=self.lr_images,
+            lr_multipliers=self.lr_multipliers,
+            init_scale=self.init_scale,
+            min_multiplier=self.min_multiplier,
+            sharpness=self.sharpness,
+        )
+
+    def _over_pixels(self, target: Target, settings: SearchSettings, generator: torch.Generator) -> PixelSpaceSearch:
+        search = PixelSpaceSearch(
+            target,
+            scale_free(self.sharpness),
+            generator,
+            images=images_given(self.images, self.per_class, target),
+            per_class=self.per_class,
+            init_scale=self.init_scale,
+            smoothness=self.smoothness or 0.0,
+        )
+        objective = settings.objective
+        values = uniform_start(objective, search.labels, target.centre, generator)
+        search.multipliers = Multipliers(objective, search.labels, values, target.outputs, self.min_multiplier)
+        search.optimisers = muon_and_adam(
+            search.pixels, search.multipliers, target, self.lr_images, self.lr_multipliers
+        )
+        search.schedules = [linear_decay(search.optimisers[0], self.steps)]
+        return search
+
+
+def first_layer_changed(target: Target) -> bool:
+    """Whether there is anything to explain in the first dense layer; False where no MLP is recognised."""
+    mlp = target.explained_mlp
+    return mlp is not None and (target.delta is None or bool(mlp.weights[0].any()))

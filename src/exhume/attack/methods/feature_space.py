@@ -1,0 +1,58 @@
+"""The search for MLPs behind a head: over pixels, judged by what the dense layers see of them."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from exhume.architecture import SplitNetwork
+from exhume.attack.analysis import WeightAnalysis
+from exhume.attack.methods.input_subspace import InputSubspaceSearch, SearchSettings
+from exhume.attack.optimisation import first_guess, snapshot
+from exhume.attack.search import Iterate
+from exhume.attack.stationarity import smooth_hinges
+from exhume.attack.target import Target
+
+OUTSIDE_WEIGHT = 300.0
+"""Weight of the share of a candidate's features outside the dense layers' subspace. Chosen on cnn of the benchmark."""
+
+
+class FeatureSpaceSearch(InputSubspaceSearch):
+    """Centred images, [m, pixels], whose features must lie in the span that the first dense layer W shows.
+
+    W is a sum of delta_i phi(x_i)^T over the training images, so its rows lie in the span of their features phi, as
+    those of an MLP's first layer do in the span of the images. A linear combination of features is the features of no
+    image, in general: the span tells images of the training set from others (docs/theory.md, "Behind convolutions").
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        network: SplitNetwork,
+        found: WeightAnalysis,
+        settings: SearchSettings,
+        generator: torch.Generator,
+    ) -> None:
+        self.head = network.head
+        super().__init__(target, network.mlp, found, settings, generator)
+
+    def _start(self, scale: float, generator: torch.Generator) -> Tensor:
+        around = torch.zeros_like(self.target.centre).flatten()
+        return first_guess((len(self.labels), len(around)), scale, around, generator)
+
+    @property
+    def images(self) -> Float[Tensor, "m c h w"]:
+        """Un-centred images."""
+        return self.variables.reshape(-1, *self.target.shape) + self.target.centre
+
+    def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
+        images = self.images
+        with smooth_hinges(self.sharpness):
+            features: Tensor = self.head(images).flatten(1)
+        if self.subspace.biased:
+            features = torch.cat([features, features.new_ones(len(features), 1)], 1)
+        inside = features @ self.subspace.basis
+        outside = 1 - inside.pow(2).sum(1) / features.pow(2).sum(1).clamp_min(1e-30)
+        return inside, images, OUTSIDE_WEIGHT * outside.mean()
+
+    def iterate(self) -> Iterate:
+        return snapshot(self.target, self.images, self.multipliers)

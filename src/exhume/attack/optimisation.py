@@ -1,0 +1,131 @@
+"""How a search moves: its first guess, its multipliers, its optimisers and their rates."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from exhume.attack.priors import spread
+from exhume.attack.search import Iterate, Search
+from exhume.attack.stationarity import Objective
+from exhume.attack.target import Target
+
+FEWEST_CANDIDATES = 200
+"""Candidates of a search at the least, so that few images have many chances. Chosen on b1 to b3 of the benchmark."""
+CANDIDATES_PER_IMAGE = 2
+"""The papers' number: twice as many candidates as images."""
+MOMENTUM = 0.9
+"""Of Muon, and of the papers' SGD."""
+FINAL_RATE = 0.02
+"""The images' rate at the end of a search, of what it was at the start. Chosen on b7 of the benchmark."""
+TINY = 1e-30
+"""Muon's eps: the scale of a gradient tells nothing, so it must not count."""
+
+
+def balanced_labels(
+    target: Target, per_class: int | None, images: int, neurons: int | None = None
+) -> Int[Tensor, " m"]:
+    """The candidates' labels, as many of each class: `per_class`, or twice the images assumed, at least 200 in all.
+
+    Within r directions m candidates have m r unknowns and the first layer gives `neurons` x r equations. So there are
+    no more candidates than half the neurons, or than images where these are more: the condition stays over-determined.
+    """
+    count = max(CANDIDATES_PER_IMAGE * images, FEWEST_CANDIDATES)
+    if neurons is not None:
+        count = min(count, max(images, neurons // 2))
+    per_class = per_class or -(-count // target.labels)
+    return torch.arange(target.labels, device=target.centre.device).repeat_interleave(per_class)
+
+
+def first_guess(shape: tuple[int, ...], scale: float, around: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal with standard deviation `scale` around a point, which must broadcast to `shape`."""
+    start = scale * torch.randn(shape, generator=generator, dtype=around.dtype)
+    return (around + start.to(around.device)).requires_grad_()
+
+
+class Multipliers:
+    """The multipliers of m candidates, and how each is shared among the other classes.
+
+    values: [m], the start, on the device of the search; minimum: what multipliers below it are penalised against,
+    unless the objective gives them either sign.
+    """
+
+    def __init__(
+        self, objective: Objective, labels: Int[Tensor, " m"], values: Float[Tensor, " m"], outputs: int, minimum: float
+    ) -> None:
+        self.objective, self.labels, self.minimum = objective, labels, minimum
+        self.values = values.requires_grad_()
+        self.shares = torch.zeros(len(labels), outputs, dtype=values.dtype, device=values.device, requires_grad=True)
+
+    def cotangents(self, scores: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
+        """d_i / m by the objective."""
+        return self.objective.cotangents(scores, self.labels, self.values, self.shares) / len(self.labels)
+
+    def penalty(self) -> Tensor:
+        """sum relu(minimum - lambda)^2; 0 where multipliers may be negative."""
+        if self.objective.signed:
+            return self.values.new_zeros(())
+        return (self.minimum - self.values).relu().pow(2).sum()
+
+    @property
+    def variables(self) -> list[Tensor]:
+        """What is searched for besides the images."""
+        return [self.values, self.shares] if self.objective.shared else [self.values]
+
+
+def uniform_start(
+    objective: Objective, labels: Int[Tensor, " m"], like: Tensor, generator: torch.Generator
+) -> Float[Tensor, " m"]:
+    """Multipliers from U(0, 1); of the label's sign where the objective gives them either sign."""
+    start = torch.rand(len(labels), generator=generator, dtype=like.dtype).to(like.device)
+    return start * (2 * labels - 1) if objective.signed else start
+
+
+def muon_and_adam(
+    images: Float[Tensor, "m d"], multipliers: Multipliers, target: Target, lr_images: float, lr_multipliers: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the candidates, a matrix, and Adam for their multipliers.
+
+    Muon's orthogonalised step moves all directions alike, between candidates as well as within one, however weakly the
+    weights depend on them. Adam's diagonal scaling cannot (binary networks: 44 instead of 15 images).
+    """
+    lr = lr_images * spread(target.centre)
+    muon = torch.optim.Muon(
+        [images], lr=lr, weight_decay=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw", eps=TINY
+    )
+    return [muon, torch.optim.Adam(multipliers.variables, lr=lr_multipliers)]
+
+
+def linear_decay(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Lets a rate fall in a line to FINAL_RATE of it over the search.
+
+    Muon's steps do not get shorter by themselves. Long ones find more at first; short ones let the search come to rest
+    (of 500 photographs 101 instead of 37).
+    """
+    return torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, FINAL_RATE, total_iters=steps)
+
+
+def take_step(search: Search, objective: Tensor) -> None:
+    """One step of the search's optimisers against the gradient of its objective, and of their rates."""
+    groups = [group for optimiser in search.optimisers for group in optimiser.param_groups]
+    variables = [variable for group in groups for variable in group["params"]]
+    for variable in variables:
+        variable.grad = None
+    objective.backward(inputs=variables)  # type: ignore[no-untyped-call]
+    for optimiser in search.optimisers:
+        optimiser.step()
+    for schedule in search.schedules:
+        schedule.step()
+
+
+@torch.no_grad()
+def snapshot(target: Target, images: Tensor, multipliers: Multipliers) -> Iterate:
+    """The candidates of the moment, detached."""
+    images, values = images.detach(), multipliers.values.detach().clone()
+    return Iterate(images=images, multipliers=values, cotangents=multipliers.cotangents(target.network(images)))
+
+
+def images_given(images: int | None, per_class: int | None, target: Target) -> int | None:
+    """The number of training images by the settings: given, or half the candidates; None: the settings do not say."""
+    if images is None and per_class is not None:
+        return max(per_class * target.labels // 2, 1)
+    return images

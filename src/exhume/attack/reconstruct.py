@@ -1,0 +1,189 @@
+"""The attacker: reconstructs training images from a trained network. It sees the weights, never an image."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from exhume.architecture import mlp_of
+from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
+from exhume.attack.methods import Exhume
+from exhume.attack.optimisation import take_step
+from exhume.attack.search import Iterate, Method, Search
+from exhume.attack.target import Target, make_target
+from exhume.candidates import Candidates, HistoryPoint, join
+from exhume.checkpoint import Checkpoint
+from exhume.networks import Task
+from exhume.progress import Progress, ProgressCallback, no_op
+
+IterateCallback = Callable[[Iterate], None]
+"""Is given the candidates of the moment. What it raises ends the reconstruction."""
+OBSERVATIONS = 100
+"""Times that a search is observed: the history's points, and the calls of the callbacks."""
+
+
+def reconstruct(
+    target: Checkpoint | nn.Module,
+    method: Method | None = None,
+    *,
+    task: Task | None = None,
+    centre: Float[Tensor, "c h w"] | None = None,
+    initial: Checkpoint | nn.Module | None = None,
+    device: torch.device | str = "cpu",
+    progress_callback: ProgressCallback = no_op,
+    iterate_callback: IterateCallback = no_op,
+) -> Candidates:
+    """Candidate training images of a checkpoint, or of any `nn.Module`.
+
+    These are the candidates of all searches, one search after another; a search that diverged leaves none, unless all
+    did. The history is that of the first search that is kept.
+
+        candidates = exhume.reconstruct(exhume.load_checkpoint("runs/demo"), exhume.Exhume(steps=500))
+
+    Args:
+        method: the method with its settings; None: `Exhume()`.
+        task, centre: needed for a module only: what its outputs mean, and around which image [c, h, w] to search (the
+            training mean if the attacker knows it, else grey). The centre is not subtracted: a module takes images in
+            [0, 1], and what its training subtracted must be its first layer's work.
+        initial: the weights that training began with, if they are known: a public network that was fine-tuned, or
+            those of a seed. The candidates then have to explain what training added, by whatever training.
+        progress_callback: is told of the residual about a hundred times. What it raises ends the reconstruction.
+        iterate_callback: is given the candidates of the first search as often.
+
+    Raises:
+        InputError: task or centre is missing, the settings do not fit the task, or the initial weights do not fit the
+            trained ones. Divergence is a status.
+    """
+    method = method or Exhume()
+    aim = make_target(target, task=task, centre=centre, initial=initial)
+    aim = aim.moved_to(torch.device(device), getattr(torch, method.dtype))
+    generator = torch.Generator().manual_seed(method.seed)
+    callbacks = [iterate_callback, *[no_op] * (method.restarts - 1)]
+    found = [
+        _search(method.start(aim, generator), aim, method.steps, part, callback)
+        for part, callback in zip(_parts(progress_callback, method.restarts), callbacks, strict=True)
+    ]
+    sound = [one for one in found if one.status == "done"] or found[:1]
+    mlp = aim.architecture if aim.architecture is mlp_of(aim.architecture) else None
+    reasons = [_uncalibrated_reason(one, mlp.activation if mlp else None) for one in sound]
+    judged = [
+        one if why else replace(one, confidence=_confidence(one, sound))
+        for one, why in zip(sound, reasons, strict=True)
+    ]
+    kept = join(judged)
+    return replace(kept, message=kept.message + _lost(found) + _uncalibrated(reasons) + _rounding(target))
+
+
+def _search(
+    search: Search, target: Target, steps: int, progress_callback: ProgressCallback, iterate_callback: IterateCallback
+) -> Candidates:
+    """Follows one search to its end: its candidates, of unknown confidence."""
+    history, best = _descend(search, steps, progress_callback, iterate_callback)
+    diverged = not math.isfinite(history[-1].residual + history[-1].penalty)
+    images = best.images.float().cpu()
+    by_sign = target.task == "regression"
+    return Candidates(
+        images=images,
+        labels=((best.multipliers > 0).long() if by_sign else search.labels).cpu(),
+        multipliers=best.multipliers.float().cpu(),
+        explained=_explained(target, best).float().cpu(),
+        confidence=images.new_full((len(images),), torch.nan),
+        history=[point for point in history if math.isfinite(point.residual + point.penalty)],
+        assumptions=search.assumptions,
+        status="diverged" if diverged else "done",
+        message=(
+            f"The residual was no longer finite at step {history[-1].step}; smaller learning rates may help."
+            if diverged
+            else f"All {steps} steps are done."
+        ),
+    )
+
+
+def _descend(
+    search: Search, steps: int, progress_callback: ProgressCallback, iterate_callback: IterateCallback
+) -> tuple[list[HistoryPoint], Iterate]:
+    """Follows the gradient; returns the history and the last candidates that were finite."""
+    history: list[HistoryPoint] = []
+    iterate, every = search.iterate(), max(1, steps // OBSERVATIONS)
+    for step in range(steps + 1):
+        residual, penalty = search.objective()
+        if step % every == 0 or step == steps:
+            history.append(HistoryPoint(step=step, residual=residual.item(), penalty=penalty.item()))
+            if not math.isfinite(history[-1].residual + history[-1].penalty):
+                break
+            iterate = search.iterate()
+            iterate_callback(iterate)
+            values = {"residual": history[-1].residual, "penalty": history[-1].penalty}
+            progress_callback(Progress(stage="reconstruct", step=step, total=steps, values=values))
+        if step < steps:
+            take_step(search, residual + penalty)
+    return history, iterate
+
+
+def _explained(target: Target, iterate: Iterate) -> Float[Tensor, " m"]:
+    """Share of the squared norm of what is to be explained, v, that each candidate accounts for: <v, J_i^T d_i>."""
+    theta, along = (
+        {name: parameter.detach() for name, parameter in module.named_parameters()}
+        for module in (target.network, target.explained)
+    )
+
+    def scores(*values: Tensor) -> Tensor:
+        named = dict(zip(theta, values, strict=True))
+        result: Tensor = torch.func.functional_call(target.network, named, (iterate.images,))
+        return result
+
+    directions = tuple(along.values())
+    slope: Tensor = torch.autograd.functional.jvp(scores, tuple(theta.values()), directions)[1]  # type: ignore[no-untyped-call]
+    norm = torch.stack([direction.pow(2).sum() for direction in directions]).sum()
+    share: Tensor = (iterate.cotangents * slope).sum(1) / norm
+    return share
+
+
+def _parts(progress_callback: ProgressCallback, count: int) -> list[ProgressCallback]:
+    """One callback for each search, which together tell of one progress."""
+
+    def part(which: int) -> ProgressCallback:
+        def told(progress: Progress) -> None:
+            step, total = progress.step + which * progress.total, count * progress.total
+            progress_callback(replace(progress, step=step, total=total))
+
+        return told
+
+    return [part(which) for which in range(count)]
+
+
+def _uncalibrated_reason(one: Candidates, activation: str | None) -> str | None:
+    """Why agreement with other searches tells nothing of this one's candidates."""
+    residual = one.history[-1].residual if one.history else math.inf
+    return uncalibrated_reason(one.assumptions, one.images, residual, activation)
+
+
+def _confidence(one: Candidates, found: Sequence[Candidates]) -> Float[Tensor, " m"]:
+    """The confidence of one search's candidates by the other searches'."""
+    others = [(other.images, other.labels) for other in found if other is not one]
+    return confidence(agreement(one.images, one.labels, others), one.explained).float()
+
+
+def _lost(found: Sequence[Candidates]) -> str:
+    """A sentence for the record where some searches diverged."""
+    diverged = sum(one.status == "diverged" for one in found)
+    return f" {diverged} of {len(found)} searches diverged and left nothing." if 0 < diverged < len(found) else ""
+
+
+def _uncalibrated(reasons: Sequence[str | None]) -> str:
+    """A sentence for the record where several searches do not give a confidence."""
+    known = [why for why in reasons if why]
+    if not known or len(reasons) == 1:
+        return ""
+    of_which = "" if len(known) == len(reasons) else f" for {len(known)} of {len(reasons)} searches"
+    return f" Confidence is not available{of_which}: {known[0]}."
+
+
+def _rounding(target: Checkpoint | nn.Module) -> str:
+    """A sentence for the record where the weights were rounded before they were attacked."""
+    weights = target.weights.values() if isinstance(target, Checkpoint) else target.parameters()
+    coarsest = min((weight.dtype for weight in weights), key=lambda dtype: dtype.itemsize)
+    return f" The weights were given in {str(coarsest).removeprefix('torch.')}." if coarsest.itemsize < 4 else ""

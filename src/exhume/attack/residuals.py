@@ -1,0 +1,124 @@
+"""How far a network's parameters are from the weighted sum of its gradients, and which of it counts how much.
+
+The papers' absolute residual, ours relative to the parameters' size, and generalised least squares for a layer whose
+condition holds only nearly (docs/theory.md, "The weighted residual").
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from exhume.attack.stationarity import Term, product
+
+
+def absolute_residual(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """sum over parameters of norm(theta_p - G_p)^2: the papers' stationarity loss (2022, eq. 5)."""
+    return torch.stack([(p - g).pow(2).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighting:
+    """How a layer's error E = W - G counts, generalised least squares on both sides: norm(E F)^2 - norm(H E F)^2.
+
+    columns: F, [in, in], multiplied in its own precision; discounted: H, [directions, out], in which directions of the
+    neurons errors are expected, and how much less they count; null_residual: what W alone would give;
+    uncorrelated_null_residual: that without H.
+    """
+
+    columns: Tensor
+    discounted: Tensor
+    null_residual: Tensor
+    uncorrelated_null_residual: Tensor
+
+    def of(self, error: Tensor) -> Tensor:
+        weighed = product(error, self.columns)
+        return weighed.pow(2).sum() - (self.discounted @ weighed).pow(2).sum()
+
+
+def relative_residual(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], weights: Sequence[Weighting | None] | None = None
+) -> Tensor:
+    """sum over parameters of norm(theta_p - G_p)^2 / norm(theta_p)^2, so that every parameter counts alike.
+
+    weights: for each parameter, how its error counts instead; None: as it is.
+    """
+    norms = torch.stack([p.pow(2).sum() for p in parameters])
+    least = LEAST_NORM * norms.mean()
+    of_each = zip(parameters, gradients, weights or [None] * len(parameters), norms, strict=True)
+    return torch.stack([_relative_error(p - g, w, norm, least) for p, g, w, norm in of_each]).sum()
+
+
+def _relative_error(error: Tensor, weighting: Weighting | None, norm: Tensor, least: Tensor) -> Tensor:
+    if weighting is None:
+        return error.pow(2).sum() / norm.clamp_min(least)
+    return weighting.of(error) / weighting.null_residual * (norm / least).clamp_max(1)
+
+
+def change_by_sum(weight: Float[Tensor, "out in"], bias: Tensor | None, term: Term) -> Tensor:
+    """norm(W - G)^2 - norm(W)^2: by how much a layer's sum G changes what of it is unexplained.
+
+    With the layer's own outputs and two Gram matrices of the samples, G itself is not needed. Multiplied in the
+    precision of `weight`.
+    """
+    deltas, inputs = (product(x, x.T.to(weight.dtype)) for x in (term.delta, term.inputs))
+    along = (term.delta * (term.outputs if bias is None else term.outputs - bias)).sum()
+    return (deltas * inputs).sum() - 2 * along
+
+
+NEGLIGIBLE_VARIANCE = 0.05
+"""Correlated variance of a direction of the neurons, relative to the white noise, up to which it counts as none."""
+SMALLEST_EIGENVALUE = 1e-12
+"""Eigenvalues of a covariance are at least this, relative to the largest: rounding may make them negative."""
+LEAST_NORM = 1e-3
+"""Squared norm of a parameter, relative to the mean of all, below which it counts by the latter: a bias that is all but
+0 must not outweigh the layers."""
+
+
+def gls_weighting(
+    first: Float[Tensor, "width r"],
+    deltas: Float[Tensor, "m width"],
+    inputs: Float[Tensor, "m r"],
+    *,
+    error: float,
+    floor: float,
+    correlated: float,
+    precision: torch.dtype,
+) -> Weighting:
+    """How the first layer's error counts, where the condition holds only nearly: generalised least squares.
+
+    Training leaves multipliers of the past and gates that have closed since in the weights, so that the true delta_ij
+    is ours give or take s_i = error * rms_j(delta_ij). Were that independent, each row of E would have the covariance
+
+        C = sum_i s_i^2 x_i x_i^T + (floor * rms(W))^2 = (F F^T)^-1,
+
+    and E F that of white noise. But neurons err together, in the directions in which B = W F, [width, r], is strong:
+    each of the r columns of E F has the covariance
+
+        K = 1 + correlated^2 B B^T / r = (1 - H^T H)^-1,
+
+    an error of the share `correlated` of what a direction of the neurons has, over all columns.
+
+    Args:
+        precision: what F is multiplied in. H is not rounded: 1 - H^T H is next to nothing where K is large.
+    """
+    of = error**2 * deltas.double().pow(2).mean(1)
+    covariance = (inputs.double().T * of) @ inputs.double()
+    covariance.diagonal().add_(floor**2 * first.double().pow(2).mean())
+    values, vectors = torch.linalg.eigh(covariance)
+    columns = vectors * values.clamp_min(SMALLEST_EIGENVALUE * values[-1]).rsqrt()
+    weighed = first.double() @ columns
+    energy, directions = torch.linalg.eigh(weighed.T @ weighed)
+    # with B = U S V^T, H^T H is U (1 - 1 / (1 + q S^2)) U^T, and U^T is S^-1 V^T B^T
+    q = correlated**2 / len(energy)
+    energy = energy.clamp_min(0)
+    told = q * energy > NEGLIGIBLE_VARIANCE
+    discounted = (q / (1 + q * energy[told])).sqrt()[:, None] * (weighed @ directions[:, told]).T
+    return Weighting(
+        columns=columns.to(precision),
+        discounted=discounted.to(first.dtype),
+        null_residual=(energy / (1 + q * energy * told)).sum().to(first.dtype),
+        uncorrelated_null_residual=energy.sum().to(first.dtype),
+    )

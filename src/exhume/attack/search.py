@@ -1,0 +1,99 @@
+"""What a method of reconstruction is, and what a search under way is."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from exhume.attack.target import Target
+from exhume.candidates import Assumptions
+from exhume.errors import InputError, check_seed
+from exhume.networks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iterate:
+    """The candidates after some steps: images [m, c, h, w] un-centred, multipliers [m], cotangents [m, k]."""
+
+    images: Float[Tensor, "m c h w"]
+    multipliers: Float[Tensor, " m"]
+    cotangents: Float[Tensor, "m k"]
+
+
+@runtime_checkable
+class Search(Protocol):
+    """A search under way: each step follows the gradient of `objective`, at a rate that the schedules set."""
+
+    assumptions: Assumptions
+    labels: Int[Tensor, " m"]
+    optimisers: list[torch.optim.Optimizer]
+    schedules: list[torch.optim.lr_scheduler.LRScheduler]
+
+    def objective(self) -> tuple[Tensor, Tensor]:
+        """The stationarity residual and the penalties, two scalars to be minimised together."""
+
+    def iterate(self) -> Iterate:
+        """The candidates of the moment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A method of reconstruction: a frozen dataclass of its own settings. These four are common to all methods."""
+
+    steps: int = 1000
+    """Steps of the optimiser in each search."""
+    restarts: int = 1
+    """Searches from independent starts. The candidates of all are kept, and their agreement gives the confidence."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the variables."""
+    seed: int = 0
+    """Seed of the first guess."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, not {self.dtype!r}.")
+        check_seed(self.seed)
+        check_counts(steps=self.steps, restarts=self.restarts)
+
+    def check_task(self, task: Task) -> None:  # noqa: B027 a method without settings for one task needs none
+        """Raises `InputError` if the settings do not fit the task."""
+
+    @abstractmethod
+    def start(self, target: Target, generator: torch.Generator) -> Search:
+        """Begins a search from a random first guess.
+
+        Raises:
+            InputError: the settings do not fit the target's task.
+        """
+
+
+def check_counts(**settings: int | None) -> None:
+    """Raises `InputError` for a number below 1; None is no number."""
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}.")
+
+
+def check_positive(**settings: float) -> None:
+    """Raises `InputError` for a setting that is not a positive finite number."""
+    for name, value in settings.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} must be positive, not {value}.")
+
+
+def check_weights(**settings: float | None) -> None:
+    """Raises `InputError` for a weight that is negative or not finite; None is no weight."""
+    for name, value in settings.items():
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"{name} must not be negative, and {value} is.")
+
+
+def check_finite(**settings: float) -> None:
+    """Raises `InputError` for a setting that is not a finite number."""
+    for name, value in settings.items():
+        if not math.isfinite(value):
+            raise InputError(f"{name} must be a finite number, not {value}.")

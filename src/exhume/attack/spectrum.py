@@ -1,0 +1,202 @@
+"""What the spectra of the layers show: the data's subspace, its rank, the noise of an initialisation."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from exhume.architecture import MLP
+from exhume.networks import Shape
+
+STATIONARY_ENERGY = 0.95
+"""Share of a hidden layer's energy in its first `images` directions from which on training has made the layer."""
+BALANCED = 0.1
+"""Relative difference of consecutive layers' squared norms up to which decay has balanced them (decayed: 1e-6)."""
+HOMOGENEOUS = ("relu", "leaky-relu")
+"""Activations for which the norms of consecutive layers balance."""
+
+ROUNDING = 1e-5
+"""Singular value, relative to the largest, below which a float32 training leaves rounding."""
+HALF_ROUNDING = 1e-3
+"""Singular value, relative to the largest, below which there may be rounding of any kind (half precision: 5e-4)."""
+GAP = 5.0
+"""Ratio of consecutive singular values that ends a spectrum; within one they fall more slowly."""
+BULK_MARGIN = 1.02
+"""Singular values up to so many times the edge of the bulk belong to it: the edge of a finite matrix fluctuates."""
+GAP_BELOW = 2.0
+"""A gap ends the rank only if what follows it is below so many times the edge of the bulk."""
+SMALLEST_BULK = 8
+"""Rows and columns that must be left over for a bulk to be measured."""
+BULK_ROUNDS = 20
+"""Most rounds in which the bulk's noise and the rank above it are found in turn."""
+BULK_SHARE = 0.5
+"""Share of the directions that must be bulk for its noise to be believed."""
+NOISE_ENERGY = 0.05
+"""Share of a layer's energy that must be bulk for it to be its initialisation."""
+UNUSED = 1e-3
+"""Norm of a row or column, relative to the largest, up to which a neuron or pixel is unused."""
+FEW_DIRECTIONS = 0.95
+"""Share of the used rows or columns up to which directions are few."""
+
+SMOOTH_DIRECTIONS = 50
+"""Directions that tell smoothness: the first few are smooth whatever the images are, the last are rough."""
+SMOOTH_ROUGHNESS = 1.1
+"""Their roughness up to which images are photographs (CIFAR-10: 0.8, digits: 1.5 to 1.8, noise: 4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subspace:
+    """The span of the training images in the first layer [W | b] = U S V^T.
+
+    A candidate is its coordinates c, [r]: (image - centre, 1) = c V^T, since every row of the first layer's stationary
+    value is a combination of the training images, each with a 1 for the bias.
+    basis: V, [d (+ 1 with a bias), r]; first: U S, [width, r]; singular: S, [r].
+    """
+
+    basis: Float[Tensor, "d r"]
+    first: Float[Tensor, "width r"]
+    singular: Float[Tensor, " r"]
+    biased: bool
+
+    def leading(self, rank: int) -> "Subspace":
+        """The `rank` strongest directions."""
+        return Subspace(
+            basis=self.basis[:, :rank].contiguous(),
+            first=self.first[:, :rank].contiguous(),
+            singular=self.singular[:rank],
+            biased=self.biased,
+        )
+
+
+def first_layer(mlp: MLP) -> Tensor:
+    """[W | b] of the first layer, [width, d (+ 1 with a bias)]."""
+    bias = mlp.biases[0]
+    return mlp.weights[0] if bias is None else torch.cat([mlp.weights[0], bias[:, None]], 1)
+
+
+def bulk_noise(matrix: Float[Tensor, "rows columns"], singular: Tensor | None = None) -> float | None:
+    """Standard deviation of the entries that an initialisation left in a matrix.
+
+    None where too little of it is left to be told from what training has added: of the directions, or of the energy.
+
+    Args:
+        singular: all its singular values in descending order, if they are known.
+    """
+    rows, columns = matrix.shape
+    singular = torch.linalg.svdvals(matrix) if singular is None else singular
+    rank = bulk_rank(singular, (rows, columns))
+    if rank > BULK_SHARE * min(rows, columns):
+        return None
+    noise = float(singular[rank:].median() / _median_singular(rows - rank, columns - rank))
+    return noise if noise**2 * matrix.numel() > NOISE_ENERGY * float(matrix.pow(2).sum()) else None
+
+
+def bulk_rank(singular: Float[Tensor, " k"], size: tuple[int, int]) -> int:
+    """Number of singular values above the Marchenko-Pastur bulk that the initialisation (or rounding) left behind.
+
+    The noise level is read from the median of the bulk, the bulk from what the rank leaves over, until both agree.
+
+    Args:
+        singular: all singular values in descending order, of a matrix of `size` (rows, columns).
+    """
+    rank, edge = 0, 0.0
+    for _ in range(BULK_ROUNDS):
+        rows, columns = size[0] - rank, size[1] - rank
+        if min(rows, columns) < SMALLEST_BULK:
+            return len(singular)
+        noise = singular[rank:].median().item() / _median_singular(rows, columns)
+        edge = max(noise * (rows**0.5 + columns**0.5), ROUNDING * singular[0].item())
+        found = int((singular > BULK_MARGIN * edge).sum())
+        if found == rank:
+            break
+        rank = found
+    return gap_rank(singular, rank, GAP_BELOW * edge)
+
+
+def gap_rank(singular: Tensor, rank: int, floor: float) -> int:
+    """Where weight decay has left nothing but rounding, which is no bulk, the rank ends at the fall into it."""
+    ratios = singular[:rank] / singular[1 : rank + 1].clamp_min(1e-30)
+    ratios = torch.where(singular[1 : rank + 1] < floor, ratios, 0)
+    return int(ratios.argmax()) + 1 if rank and ratios.amax() > GAP else rank
+
+
+def has_spectral_gap(matrix: Float[Tensor, "rows columns"], singular: Float[Tensor, " k"]) -> bool:
+    """Whether a matrix is made of few directions: its singular values, in descending order, fall to rounding.
+
+    Rows and columns that are next to nothing, neurons that never fire and pixels that no image shows, make an end of
+    their own, and so do pixels that a single image shows: nearly as many directions as rows or columns are not few.
+    """
+    norms = matrix.norm(dim=0), matrix.norm(dim=1)
+    used = min(int((norm > UNUSED * norm.max()).sum()) for norm in norms)
+    seen = singular[: int(FEW_DIRECTIONS * used)]
+    return bool(((seen[:-1] > GAP * seen[1:]) & (seen[1:] < HALF_ROUNDING * singular[0])).any())
+
+
+def _median_singular(rows: int, columns: int) -> float:
+    """Median singular value of a Gaussian matrix of unit variance: the quantile of the Marchenko-Pastur law."""
+    ratio = min(rows, columns) / max(rows, columns)
+    low, high = (1 - ratio**0.5) ** 2, (1 + ratio**0.5) ** 2
+    # substituting the angle removes the density's singular ends
+    angles = (np.arange(2000) + 0.5) * np.pi / 2000
+    values = (low + high) / 2 - (high - low) / 2 * np.cos(angles)
+    cumulated = np.cumsum(np.sin(angles) ** 2 / values)
+    median = np.interp(0.5 * cumulated[-1], cumulated, values)
+    return float((median * max(rows, columns)) ** 0.5)
+
+
+def decompose(matrix: Float[Tensor, "out in"], *, biased: bool = False) -> Subspace:
+    """All directions of a matrix U S V^T, strongest first; computed in float64, in which S is left."""
+    left, singular, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    return Subspace(
+        basis=right.T.to(matrix.dtype),
+        first=(left * singular).to(matrix.dtype),
+        singular=singular,
+        biased=biased,
+    )
+
+
+def first_layer_spectrum(mlp: MLP) -> tuple[int, Subspace]:
+    """The rank above the bulk, and all directions of the first layer, strongest first; computed in float64."""
+    first = first_layer(mlp)
+    full = decompose(first, biased=mlp.biases[0] is not None)
+    rank = bulk_rank(full.singular, (first.shape[0], first.shape[1]))
+    return rank, replace(full, singular=full.singular.to(first.dtype))
+
+
+def is_stationary(mlp: MLP, images: int) -> bool:
+    """Whether the layers after the first are the data's work rather than their initialisation's.
+
+    A stationary hidden layer is a sum of one rank-one term an image, so its energy lies in its first `images`
+    directions; an initialisation spreads it over all of them. And gradient flow on layers with hinges keeps the
+    difference of consecutive layers' squared norms (Du et al. 2018), which weight decay alone brings to 0.
+    """
+    if mlp.activation in HOMOGENEOUS:
+        for layer, after in enumerate(mlp.weights[1:]):
+            bias = mlp.biases[layer]
+            before = mlp.weights[layer].pow(2).sum() + (0 if bias is None else bias.pow(2).sum())
+            if (after.pow(2).sum() - before).abs() > BALANCED * (after.pow(2).sum() + before):
+                return False
+    elif len(mlp.weights) < 3:
+        return False  # nothing tells
+    for weight in mlp.weights[1:-1]:
+        energy = torch.linalg.svdvals(weight).pow(2)
+        if energy[:images].sum() < STATIONARY_ENERGY * energy.sum():
+            return False
+    return True
+
+
+def roughness(basis: Float[Tensor, "d r"], shape: Shape) -> float:
+    """Squared differences of neighbouring pixels over squared pixels, over the data's directions (noise: 4)."""
+    count = shape[0] * shape[1] * shape[2]
+    pictures = basis[:count].T.reshape(-1, *shape)
+    differences = pictures.diff(dim=-1).pow(2).sum() + pictures.diff(dim=-2).pow(2).sum()
+    return (differences / pictures.pow(2).sum().clamp_min(1e-30)).item()
+
+
+def is_smooth(space: Subspace, shape: Shape) -> bool:
+    """Whether the data's directions are smooth as those of photographs are; False where there are too few to tell."""
+    if len(space.singular) < SMOOTH_DIRECTIONS:
+        return False
+    return roughness(space.leading(SMOOTH_DIRECTIONS).basis, shape) < SMOOTH_ROUGHNESS

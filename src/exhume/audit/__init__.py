@@ -1,0 +1,1 @@
+"""The auditor: sees the truth and the candidates, never the network."""

@@ -1,0 +1,1 @@
+"""The defender: trains a network."""

@@ -1,0 +1,364 @@
+"""The defender: trains a network on a problem, until its gradient vanishes or the epochs are over."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from exhume.architecture import MLP, as_mlp
+from exhume.checkpoint import Checkpoint, check_fits
+from exhume.defence.gradient_descent import descend
+from exhume.defence.losses import LOSSES, resolve_loss, targets
+from exhume.errors import InputError, check_seed
+from exhume.networks import NetworkConfig, build
+from exhume.problems import Problem
+from exhume.progress import Progress, ProgressCallback, no_op
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to train."""
+
+    loss: str | None = None
+    """A row of LOSSES: bce, ce, mse, huber or l2.5; None: bce for binary, ce for multiclass, mse for regression."""
+    epochs: int = 1000
+    """Most passes over the training set."""
+    lr: float = 0.5
+    """Learning rate of gradient descent."""
+    lr_over_loss: float = 0.0
+    """For bce and ce without decay: the rate is lr_over_loss / loss where that is larger than lr, the same path in ever
+    longer strides (Lyu & Li 2020, appendix L). A thousandth is safe on digits, too much for 500 photographs and bce;
+    0: always lr."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """Gradient descent, or Adam, whose path leads to another margin: the condition is then an approximation."""
+    momentum: float = 0.0
+    """Momentum of sgd; large values spoil the stationarity that reconstruction lives on."""
+    weight_decay: float = 0.0
+    """Weight decay, added to the gradient as weight_decay x weight."""
+    batch_size: int | None = None
+    """Images in a batch; None: all of them (gradient descent, as in the papers)."""
+    stop_loss: float = 0.0
+    """Stop when the loss falls below."""
+    stop_gradient: float = 0.0
+    """Stop when the norm of the gradient, decay included, falls below: stationarity."""
+    patience: int | None = None
+    """Early stopping: stop when the accuracy on held-out images has not improved for so many evaluations."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the weights and of the arithmetic."""
+    seed: int = 0
+    """Seed of the initial weights and of the batches."""
+    evaluate_every: int | None = None
+    """Epochs between evaluations; None: about a hundred in all."""
+
+    def __post_init__(self) -> None:
+        if self.loss is not None and self.loss not in LOSSES:
+            raise InputError(f"Unknown loss {self.loss!r}; there are {', '.join(LOSSES)}.")
+        if self.dtype not in ("float32", "float64"):
+            raise InputError(f"dtype must be float32 or float64, not {self.dtype!r}.")
+        check_seed(self.seed)
+        if self.epochs < 0:
+            raise InputError(f"epochs must not be negative, and {self.epochs} is.")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"lr must be positive, not {self.lr}.")
+        if not 0 <= self.lr_over_loss < math.inf:
+            raise InputError(f"lr_over_loss must not be negative, and {self.lr_over_loss} is.")
+        if self.lr_over_loss and (self.weight_decay or (self.loss is not None and LOSSES[self.loss].has_floor)):
+            raise InputError("lr_over_loss is for bce and ce without weight decay: elsewhere the loss has a floor.")
+        if not (0 <= self.momentum < 1) or not 0 <= self.weight_decay < math.inf:
+            raise InputError("momentum must be in [0, 1) and weight_decay must not be negative.")
+        if not (math.isfinite(self.stop_loss) and math.isfinite(self.stop_gradient)):
+            raise InputError("stop_loss and stop_gradient must be finite.")
+        for name in ("batch_size", "evaluate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}.")
+        if self.optimiser not in ("sgd", "adam"):
+            raise InputError(f"optimiser must be sgd or adam, not {self.optimiser!r}.")
+        if self.optimiser == "adam" and (self.momentum or self.lr_over_loss):
+            raise InputError("momentum and lr_over_loss are for sgd; adam has a momentum and a rate of its own.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPoint:
+    """The network after `epoch` epochs: mean loss, norm of the full gradient with decay, accuracies in [0, 1]."""
+
+    epoch: int
+    loss: float
+    gradient: float
+    accuracy: float
+    held_out_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The result of `train`.
+
+    status: "stationary", "fitted" (loss below the limit), "no better" (early stopping), "epochs over" or "diverged",
+    with `message` as a sentence;
+    margins: [n], by how much each training image is on the right side (regression: minus the absolute residual).
+    """
+
+    checkpoint: Checkpoint
+    history: list[TrainingPoint]
+    margins: list[float]
+    status: str
+    message: str
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Where an interrupted training goes on: weights, momenta and the batches' generator after `epoch` epochs.
+
+    momenta: what the optimiser keeps of a parameter, by the parameter's name and its own: "0.weight momentum_buffer".
+    """
+
+    epoch: int
+    weights: dict[str, Tensor]
+    momenta: dict[str, Tensor]
+    generator: Tensor
+    history: list[TrainingPoint] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(
+    problem: Problem,
+    config: TrainingConfig | None = None,
+    *,
+    network: NetworkConfig | None = None,
+    initial: Checkpoint | None = None,
+    device: torch.device | str = "cpu",
+    progress_callback: ProgressCallback = no_op,
+    resume: TrainingState | None = None,
+    keep: Callable[[TrainingState], None] = lambda _: None,
+) -> Trained:
+    """Trains `network` (None: the problem's own) on the problem's images by gradient descent.
+
+    Args:
+        initial: a trained network to begin with (fine-tuning), centred as it is; None: fresh weights from the seed.
+        progress_callback: is told of the progress at every evaluation.
+        resume: goes on from here; the numbers are those of an uninterrupted training.
+        keep: is given the state at every evaluation, to keep it for `resume`.
+
+    Raises:
+        InputError: the loss does not fit the problem's task, or the initial network not the problem or `network`.
+            Divergence is a status.
+    """
+    config = config or TrainingConfig()
+    network = network or (problem.network if initial is None else initial.network)
+    if initial is not None:
+        check_fits(initial, network, (problem.task, problem.outputs, tuple(problem.images.shape[1:])))
+    session = _Session(problem, network, config, torch.device(device), initial)
+    history = session.resume(resume) if resume else []
+    start = time.perf_counter() - (resume.seconds if resume else 0)
+    every = config.evaluate_every or max(1, config.epochs // 100)
+    epoch = resume.epoch if resume else 0
+    while True:
+        point = session.evaluate(epoch)
+        history = [*(seen for seen in history if seen.epoch < epoch), point]
+        verdict = _verdict(history, config)
+        if verdict:
+            break
+        keep(session.state(epoch, history, time.perf_counter() - start))
+        values = {"loss": point.loss, "gradient": point.gradient, "accuracy": point.accuracy}
+        progress_callback(Progress(stage="train", step=epoch, total=config.epochs, values=values))
+        if epoch == config.epochs:
+            break
+        until = min(epoch - epoch % every + every, config.epochs)
+        session.advance(until - epoch)
+        epoch = until
+    status, message = verdict or ("epochs over", f"All {config.epochs} epochs are over.")
+    return Trained(
+        checkpoint=session.checkpoint(),
+        history=history,
+        margins=session.margins(),
+        status=status,
+        message=message,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _verdict(history: Sequence[TrainingPoint], config: TrainingConfig) -> tuple[str, str] | None:
+    """Why to stop at the last point, as a status and a sentence; None to go on."""
+    point = history[-1]
+    if not (math.isfinite(point.loss) and math.isfinite(point.gradient)):
+        return "diverged", f"The loss was no longer finite after {point.epoch} epochs; a smaller lr may help."
+    if point.loss < config.stop_loss:
+        return "fitted", f"The loss fell below {config.stop_loss:g} after {point.epoch} epochs."
+    if point.gradient < config.stop_gradient:
+        return "stationary", f"The gradient's norm fell below {config.stop_gradient:g} after {point.epoch} epochs."
+    best = max(range(len(history)), key=lambda i: history[i].held_out_accuracy)
+    if config.patience is not None and len(history) - 1 - best >= config.patience:
+        return "no better", f"The accuracy on held-out images has not improved since epoch {history[best].epoch}."
+    return None
+
+
+class _Session:
+    """A training under way: the module, its data on the device, the optimiser and the batches' generator."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        network: NetworkConfig,
+        config: TrainingConfig,
+        device: torch.device,
+        initial: Checkpoint | None,
+    ) -> None:
+        self.problem, self.network, self.config = problem, network, config
+        self.loss = LOSSES[resolve_loss(problem.task, config.loss)].loss
+        dtype = getattr(torch, config.dtype)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        if initial is None:
+            module = build(network, problem.images.to(dtype).mean(0), problem.outputs, self.generator)
+        else:
+            module = initial.build()
+        self.module = module.to(device, dtype)
+        self.images, self.labels = problem.images.to(device, dtype), problem.labels.to(device)
+        self.held_out, self.held_out_labels = problem.held_out.to(device, dtype), problem.held_out_labels.to(device)
+        self.optimiser = _optimiser(list(self.module.parameters()), config)
+
+    def advance(self, epochs: int) -> None:
+        """Passes over the training set."""
+        size = self.config.batch_size or len(self.images)
+        mlp = as_mlp(self.module)
+        if mlp and mlp.activation == "relu" and size >= len(self.images) and self.config.optimiser == "sgd":
+            self._descend(mlp, epochs)
+            return
+        for _ in range(epochs):
+            self._epoch(size)
+
+    def _descend(self, mlp: MLP, epochs: int) -> None:
+        momenta = None
+        if self.config.momentum:
+            kept = [self.optimiser.state[parameter] for parameter in self.module.parameters()]
+            for state, parameter in zip(kept, self.module.parameters(), strict=True):
+                state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+            momenta = [state["momentum_buffer"] for state in kept]
+        descend(
+            mlp,
+            self.module.centre(self.images).flatten(1),
+            self._slope,
+            self._rate,
+            decay=self.config.weight_decay,
+            epochs=epochs,
+            momentum=self.config.momentum,
+            momenta=momenta,
+        )
+
+    def _epoch(self, size: int) -> None:
+        if size >= len(self.images):
+            self._step(self.images, self.labels)
+            return
+        order = torch.randperm(len(self.images), generator=self.generator).to(self.images.device)
+        for rows in torch.split(order, size):
+            self._step(self.images[rows], self.labels[rows])
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        self.optimiser.zero_grad()
+        loss = self.loss(self.module(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate(loss)
+        self.optimiser.step()
+
+    def _slope(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of all images, and its gradient by their scores."""
+        with torch.enable_grad():
+            scores = scores.requires_grad_()
+            loss = self.loss(scores, self.labels)
+        return loss, torch.autograd.grad(loss, scores)[0]
+
+    def _rate(self, loss: Tensor) -> float:
+        """The learning rate of a step from a point with this loss."""
+        scaled = self.config.lr_over_loss
+        return max(self.config.lr, scaled / max(loss.item(), 1e-30)) if scaled else self.config.lr
+
+    def evaluate(self, epoch: int) -> TrainingPoint:
+        """The figures of the moment, over the whole training set."""
+        scores = self.module(self.images)
+        loss = self.loss(scores, self.labels)
+        parameters = list(self.module.parameters())
+        gradients = torch.autograd.grad(loss, parameters)
+        decayed = [g + self.config.weight_decay * p.detach() for g, p in zip(gradients, parameters, strict=True)]
+        with torch.no_grad():
+            held_out_scores = self.module(self.held_out)
+        return TrainingPoint(
+            epoch=epoch,
+            loss=loss.item(),
+            gradient=torch.stack([g.norm() for g in decayed]).norm().item(),
+            accuracy=_accuracy(scores, self.labels),
+            held_out_accuracy=_accuracy(held_out_scores, self.held_out_labels),
+        )
+
+    def state(self, epoch: int, history: list[TrainingPoint], seconds: float) -> TrainingState:
+        """Everything that a later process needs to go on from here."""
+        momenta = {
+            f"{name} {kept}": tensor.detach().clone()
+            for name, parameter in self.module.named_parameters()
+            for kept, tensor in self.optimiser.state[parameter].items()
+            if tensor is not None
+        }
+        return TrainingState(
+            epoch=epoch,
+            weights={name: tensor.detach().clone() for name, tensor in self.module.named_parameters()},
+            momenta=momenta,
+            generator=self.generator.get_state(),
+            history=history,
+            seconds=seconds,
+        )
+
+    def resume(self, state: TrainingState) -> list[TrainingPoint]:
+        """Takes up a kept state; returns its history."""
+        parameters = dict(self.module.named_parameters())
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state.weights[name])
+        for key, tensor in state.momenta.items():
+            name, kept = key.split(" ")
+            # Adam counts its steps on the CPU
+            place = "cpu" if kept == "step" else parameters[name].device
+            self.optimiser.state[parameters[name]][kept] = tensor.to(place, copy=True)
+        self.generator.set_state(state.generator)
+        return state.history
+
+    def checkpoint(self) -> Checkpoint:
+        """What the owner publishes: weights and training mean, no images."""
+        return Checkpoint(
+            network=self.network,
+            task=self.problem.task,
+            classes=self.problem.classes,
+            centre=self.module.centre.centre.cpu(),
+            weights={name: tensor.detach().cpu().clone() for name, tensor in self.module.layers.named_parameters()},
+        )
+
+    def margins(self) -> list[float]:
+        """How far each training image is on the right side of the decision (regression: minus the residual)."""
+        with torch.no_grad():
+            scores = self.module(self.images)
+        if self.problem.task == "multiclass":
+            right = scores.gather(1, self.labels[:, None])[:, 0]
+            others = scores.scatter(1, self.labels[:, None], -math.inf)
+            margins = right - others.amax(1)
+        elif self.problem.task == "binary":
+            margins = scores[:, 0] * targets(scores, self.labels)
+        else:
+            margins = -(scores[:, 0] - targets(scores, self.labels)).abs()
+        return [float(margin) for margin in margins]
+
+
+def _optimiser(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """Both add the decay to the gradient, as weight_decay x weight."""
+    if config.optimiser == "adam":
+        return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+
+
+def _accuracy(scores: Tensor, labels: Tensor) -> float:
+    """Share on the right side; for real targets, of the same sign."""
+    if scores.shape[1] > 1:
+        return (scores.argmax(1) == labels).double().mean().item()
+    return ((scores[:, 0] > 0) == (targets(scores, labels) > 0)).double().mean().item()

@@ -1,0 +1,170 @@
+"""The search stage of a run: many reconstructions, and the best one's candidates become the run's."""
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from exhume.attack.methods import name_of
+from exhume.attack.search import Method
+from exhume.audit.matching import match
+from exhume.candidates import Candidates, Images
+from exhume.checkpoint import load_checkpoint
+from exhume.devices import choose_device
+from exhume.errors import InputError
+from exhume.presets import RECONSTRUCTIONS
+from exhume.progress import ProgressCallback, no_op
+from exhume.records import provenance, replace_file, write
+from exhume.runs.schema import SearchRecord
+from exhume.runs.store import (
+    FILES,
+    candidates_record,
+    from_search,
+    load_truth,
+    read_training,
+    remove_stage,
+    same_candidates,
+    save_candidates,
+)
+from exhume.tuning.search_spaces import SPACES, known_points
+from exhume.tuning.study import RESIDUAL, Judge, SweepConfig, Trial, best, check_settings, sweep
+
+
+def search_run(
+    folder: Path,
+    config: SweepConfig,
+    method: Method,
+    *,
+    judge: Literal["residual", "truth"] = "residual",
+    keep: int = 2,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress_callback: ProgressCallback = no_op,
+) -> SearchRecord:
+    """Searches for settings; goes on where the same search was interrupted, or where more trials are asked for.
+
+    Args:
+        method: the settings that are not searched.
+        judge: "truth" chooses with the training images at hand, so that the result is an upper bound.
+        keep: how many of the best trials' candidates are kept.
+
+    Raises:
+        InputError: there is no checkpoint, or for "truth" no training record; the folder holds another search or
+            candidates that are not of one (unless `overwrite`); as for `sweep`.
+    """
+    checkpoint, place = load_checkpoint(folder), choose_device(device)
+    if keep < 1:
+        raise InputError(f"keep must be at least 1, not {keep}.")
+    check_settings(config, method)
+    arbiter = RESIDUAL if judge == "residual" else truth_judge(folder)
+    _claim(folder, overwrite)
+    presets = [
+        preset.method
+        for name, preset in RECONSTRUCTIONS.items()
+        if name == name_of(preset.method) or f"-{checkpoint.task}-" in name
+    ]
+    rounds = sweep(
+        checkpoint,
+        config,
+        method,
+        journal=folder / "search.journal",
+        first=known_points(SPACES[config.space], method, presets),
+        judge=arbiter,
+        device=place,
+        progress_callback=progress_callback,
+        keep=partial(
+            _keep_trial,
+            folder=folder / "trials",
+            checkpoint=checkpoint.fingerprint,
+            device=place,
+            chosen=arbiter.words,
+        ),
+    )
+    record = None
+    for trials in rounds:
+        if record is None or len(trials) > len(record.trials):
+            leading = [trial.number for trial in best(trials, arbiter, keep)]
+            # at the start nothing runs, so what no trial of the journal has made was left by one that was killed
+            _tidy(folder, leading, None if record is None else trials)
+            record = SearchRecord(
+                checkpoint=checkpoint.fingerprint,
+                sweep=config,
+                method=method,
+                judge=judge,
+                chosen=arbiter.words,
+                trials=trials,
+                best=leading[0] if leading else None,
+                kept=[number for number in leading if (folder / "trials" / str(number)).exists()],
+                provenance=provenance(device=place, seed=method.seed, seconds=sum(t.seconds for t in trials)),
+            )
+            write(folder / "search.json", record)
+    assert record is not None
+    if record.best is not None:
+        _take(folder, folder / "trials" / str(record.best))
+        _tidy(folder, record.kept, record.trials)
+    return record
+
+
+def truth_judge(folder: Path) -> Judge:
+    """Judges by the images that the folder's network was trained on.
+
+    Raises:
+        InputError: it was not trained here.
+    """
+    if not (folder / "training.json").exists():
+        raise InputError(f"--judge truth needs the training images, and {folder} does not tell which they are.")
+    images = load_truth(read_training(folder)).images
+    words = "an upper bound: chosen with the truth"
+    return Judge(name="truth", words=words, largest=True, value=partial(recovered, images))
+
+
+def recovered(images: Images, candidates: Candidates) -> float:
+    """How many training images came out (NCC >= 0.9, one-to-one), and behind the point their mean similarity."""
+    alike = match(candidates, images).assigned_similarity
+    return float((alike >= 0.9).sum() + alike.clamp(0, 0.999).mean())
+
+
+def _claim(folder: Path, overwrite: bool) -> None:
+    """Makes sure that a search may replace the folder's candidates."""
+    if overwrite:
+        remove_stage(folder, "search")
+    if (folder / FILES["candidates"][0]).exists() and not from_search(folder):
+        raise InputError(f"{folder} already holds candidates of no search; add --overwrite or use another folder.")
+
+
+def _keep_trial(
+    number: int,
+    method: Method,
+    candidates: Candidates,
+    seconds: float,
+    *,
+    folder: Path,
+    checkpoint: str,
+    device: torch.device,
+    chosen: str,
+) -> None:
+    record = candidates_record(candidates, method, checkpoint=checkpoint, device=device, seconds=seconds, chosen=chosen)
+    save_candidates(folder / str(number), candidates, record)
+
+
+def _tidy(folder: Path, leading: Sequence[int], ended: Sequence[Trial] | None) -> None:
+    """Removes the candidates of trials that have ended, or of all (None), but for the leading ones and the run's own.
+
+    By its own the run is known for one of a search, until it is given others.
+    """
+    kept = {str(number) for number in leading}
+    gone = None if ended is None else {str(trial.number) for trial in ended}
+    for path in (folder / "trials").glob("*/"):
+        if path.name not in kept and (gone is None or path.name in gone) and not same_candidates(folder, path):
+            shutil.rmtree(path)
+
+
+def _take(folder: Path, trial: Path) -> None:
+    """Makes a trial's candidates the run's, unless they are already."""
+    if not same_candidates(folder, trial):
+        remove_stage(folder, "candidates")
+        for name in reversed(FILES["candidates"]):  # the record last: without it there are no candidates
+            replace_file(folder / name, (trial / name).read_bytes())

@@ -1,0 +1,1 @@
+"""The search for settings: many reconstructions of one network."""

@@ -1,0 +1,101 @@
+"""The memory of a search: a file to which Optuna appends, and which survives a kill."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exhume.errors import InputError
+from exhume.tuning.search_spaces import Setting
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+
+def claim(journal: Path, what: Mapping[str, Any], first: Sequence[Mapping[str, Setting]], *, largest: bool) -> "Study":
+    """Opens the journal for one search, which is `alone` with it; what a killed process was at is queued again.
+
+    Args:
+        what: says which search it is, in JSON's types; first: points to be tried first; largest: are best.
+
+    Raises:
+        InputError: the journal is damaged, or holds another search.
+    """
+    import optuna  # noqa: PLC0415
+
+    _mend(journal)
+    try:
+        study = open_journal(journal, largest=largest)
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        raise InputError(f"{journal} is damaged ({error}); add --overwrite to search from the start.") from None
+    if study.user_attrs.setdefault("search", what) != json.loads(json.dumps(what)):
+        raise InputError(f"{journal} holds another search; add --overwrite or use another folder.")
+    study.set_user_attr("search", what)
+    with _quiet():
+        for point in first:
+            study.enqueue_trial(dict(point), skip_if_exists=True)
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.system_attrs.get("fixed_params", {}) | trial.params)
+    return study
+
+
+@contextmanager
+def alone(journal: Path) -> Iterator[None]:
+    """Within, no other search uses the journal; the system forgets it of a process that is killed.
+
+    Raises:
+        InputError: another search uses it, or it cannot be written.
+    """
+    import fcntl  # noqa: PLC0415
+
+    try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        file = journal.open("ab")
+    except OSError as error:
+        raise InputError(f"{journal} cannot be written: {error.strerror}.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"Another search with {journal} is under way.") from None
+        yield
+
+
+def open_journal(path: Path, *, largest: bool) -> "Study":
+    """The search that a journal remembers; begins one where there is no file."""
+    import optuna  # noqa: PLC0415
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock  # noqa: PLC0415
+
+    # a fifth of a reconstruction's steps tells little yet; it is watched about a hundred times
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=20, interval_steps=5)
+    with _quiet():
+        return optuna.create_study(
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path)))),
+            study_name="search",
+            direction="maximize" if largest else "minimize",
+            pruner=pruner,
+            load_if_exists=True,
+        )
+
+
+def _mend(journal: Path) -> None:
+    """Takes away what a killed process can leave: its lock, and half a line."""
+    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+    content = journal.read_bytes()
+    if not content.endswith(b"\n"):
+        journal.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, Optuna says nothing but warnings."""
+    import optuna  # noqa: PLC0415
+
+    before: Any = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,45 @@
+"""How a search moves: its candidates, their rates, and their steps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from exhume import METHODS, NetworkConfig, reconstruct
+from exhume.attack.optimisation import balanced_labels, take_step
+from exhume.attack.target import Target
+from victims import SMALL, checkpoint, generator, target_of
+
+
+@pytest.mark.parametrize(
+    "network", [NetworkConfig(widths=(20,)), NetworkConfig(kind="cnn", channels=(2,), widths=(4,))]
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_images_rate_falls_to_a_fiftieth_and_the_papers_stays(method: str, network: NetworkConfig) -> None:
+    target = target_of(checkpoint("multiclass", network))
+    search = replace(SMALL[method], steps=10).start(target, generator())
+    rates = []
+    for _ in range(10):
+        rates.append([group["lr"] for optimiser in search.optimisers for group in optimiser.param_groups])
+        take_step(search, sum(search.objective()))
+    images, *multipliers = zip(*rates, strict=True)
+    lowest = images[0] * (0.02 if method == "exhume" else 1)
+    assert images == pytest.approx(torch.linspace(images[0], lowest, 11)[:10].tolist())
+    assert all(len(set(values)) == 1 for values in multipliers)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.01])
+def test_candidates_move_whatever_the_centre(value: float) -> None:
+    """Where no mean was subtracted the centre is 0, which gives the images no scale."""
+    victim = replace(checkpoint("multiclass"), centre=torch.full((1, 5, 5), value))
+    short, longer = (reconstruct(victim, replace(SMALL["exhume"], steps=steps)) for steps in (1, 40))
+    assert (longer.images - short.images).abs().mean() > 2e-3
+
+
+def test_no_more_candidates_than_equations_allow() -> None:
+    """Half the 700 neurons where twice the 300 images would be too many; what is asked for stays."""
+    target = Target(network=nn.Identity(), centre=torch.zeros(1, 5, 5), task="binary", outputs=1)
+    assert [len(balanced_labels(target, None, n, 700)) for n in (10, 150, 300, 500)] == [200, 300, 350, 500]
+    assert len(balanced_labels(target, None, 300)) == 600
+    assert len(balanced_labels(target, 450, 300, 700)) == 900
