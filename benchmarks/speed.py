@@ -10,6 +10,8 @@ Every time is the least of several.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from exhume.architecture import as_mlp
 from exhume.attack.analysis import BINARY_PRIOR, SMOOTHNESS
 from exhume.attack.methods import Exhume, Reference
-from exhume.attack.methods.input_subspace import REWEIGHT_EVERY, InputSubspaceSearch
-from exhume.attack.optimisation import take_step
-from exhume.attack.search import Method
+from exhume.attack.methods.input_subspace import REWEIGHT_EVERY
+from exhume.attack.optimisation import Stepper, take_step
+from exhume.attack.search import Method, Search
 from exhume.attack.target import Target
-from exhume.defence.gradient_descent import descend
+from exhume.defence.gradient_descent import EPOCHS_RECORDED, descend
 from exhume.defence.losses import LOSSES
+from exhume.devices import WARM_UP, recorded
 from exhume.networks import NetworkConfig, Task, build
 
 
@@ -77,14 +80,15 @@ def main(device: str = "cpu", steps: int = 2 * REWEIGHT_EVERY) -> None:
     for name, shape in SHAPES.items():
         ours, theirs = ((method(shape), shape, device) for method in (exhume_method, reference_method))
         fast, slow = least(steps_of(*ours), steps), least(steps_of(*theirs), max(steps // 10, 2))
-        products = least(_products_alone(steps_of(*ours), steps), 1) / steps
+        products = least(_products_alone(step_of(*ours), device), steps)
         small, large = peak(*ours), peak(*theirs)
         print(f"{name}: reference / exhume, one step: {slow / fast:.1f} ({1e3 * slow:.0f} ms / {1e3 * fast:.1f} ms)")
         print(f"{name}: exhume's step / its matrix products: {fast / products:.2f} ({1e3 * products:.1f} ms)")
         if min(small, large) > 1:  # of small networks nothing is to be seen beside the libraries
             print(f"{name}: memory of a step, exhume / reference: {small / large:.2f} ({small:.0f} / {large:.0f} MB)")
         epochs = _epochs(shape, device)
-        epoch, alone = least(epochs, 20), least(_products_alone(epochs, 20), 1) / 20
+        epoch = least(epochs, 2 * EPOCHS_RECORDED)
+        alone = least(_products_alone(partial(epochs, 1), device), 2 * EPOCHS_RECORDED)
         print(f"{name}: an epoch / its matrix products: {epoch / alone:.2f} ({1e3 * epoch:.1f} / {1e3 * alone:.1f} ms)")
 
 
@@ -104,21 +108,36 @@ def reference_method(shape: Shape) -> Method:
 
 
 def steps_of(method: Method, shape: Shape, device: str) -> Callable[[int], None]:
-    """Takes so many steps of a search that is under way, on an untrained network."""
+    """Takes so many steps of a search that is under way; on a GPU they are recorded."""
+    # at the last step errors common to neurons are taken off in full
+    stepper, done = Stepper([_search(method, shape, device)], torch.device(device)), count(method.steps)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            stepper.take(next(done))
+
+    return run
+
+
+def step_of(method: Method, shape: Shape, device: str) -> Callable[[], None]:
+    """Takes one step that is not recorded."""
+    search = _search(method, shape, device)
+    search.prepare(method.steps)
+
+    def run() -> None:
+        residual, penalty = search.objective()
+        take_step(search, residual + penalty)
+
+    return run
+
+
+def _search(method: Method, shape: Shape, device: str) -> Search:
+    """A search as it begins on an untrained network."""
     generator, centre = torch.Generator().manual_seed(0), torch.full(shape.image, 0.5)
     network = build(NetworkConfig(widths=shape.widths), centre, shape.outputs, generator)
     network = network.to(device, getattr(torch, method.dtype))
     target = Target(network=network, centre=network.centre.centre, task=shape.task, outputs=shape.outputs)
-    search = method.start(target, generator)
-    if isinstance(search, InputSubspaceSearch):
-        search.evaluations = search.steps  # as at the end, where errors common to neurons are taken off in full
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            residual, penalty = search.objective()
-            take_step(search, residual + penalty)
-
-    return run
+    return method.start(target, generator)
 
 
 def _epochs(shape: Shape, device: str) -> Callable[[int], None]:
@@ -137,19 +156,19 @@ def _epochs(shape: Shape, device: str) -> Callable[[int], None]:
             value = loss(scores.requires_grad_(), labels)
         return value, torch.autograd.grad(value, scores)[0]
 
-    return lambda count: descend(mlp, inputs, slope, lambda _: 1e-4, decay=0.0, epochs=count)
+    return lambda epochs: descend(mlp, inputs, slope, 1e-4, decay=0.0, epochs=epochs)
 
 
-def least(run: Callable[[int], None], count: int, repeats: int = 5) -> float:
-    """Seconds for one of `count` steps: the least of several timings, after a warm-up."""
-    run(min(count, 3))
+def least(run: Callable[[int], None], number: int, repeats: int = 5) -> float:
+    """Seconds for one of so many steps: the least of several timings, after a warm-up."""
+    run(WARM_UP + 1)
     seconds = []
     for _ in range(repeats):
         _wait()
         start = time.perf_counter()
-        run(count)
+        run(number)
         _wait()
-        seconds.append((time.perf_counter() - start) / count)
+        seconds.append((time.perf_counter() - start) / number)
     return min(seconds)
 
 
@@ -181,16 +200,22 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.pool[key]
 
 
-def _products_alone(run: Callable[[int], None], count: int) -> Callable[[int], None]:
-    """The matrix products of `count` steps and nothing else."""
+def _products_alone(work: Callable[[], None], device: str) -> Callable[[int], None]:
+    """Does the matrix products of a work so many times, and nothing else; on a GPU they are recorded."""
     with _Products() as noted:
-        run(count)
+        work()
 
-    def alone(_: int) -> None:
+    def products() -> None:
         for left, right in noted.factors:
             torch.matmul(left, right)
 
-    return alone
+    alone = recorded(torch.device(device), products)
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            alone()
+
+    return run
 
 
 def peak(method: Method, shape: Shape, device: str) -> float:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from exhume import Exhume, NetworkConfig, Problem, Selection, TrainingConfig, load_problem, train
 from exhume.architecture import MLP, as_mlp
 from exhume.attack import analysis, confidence, known_init, optimisation, priors, residuals, spectrum
+from exhume.attack import muon as muon_step
 from exhume.attack.analysis import REGIMES
 from exhume.attack.spectrum import Subspace, first_layer
 from exhume.attack.target import Target, make_target
@@ -442,7 +443,7 @@ CASES = [
     Case(optimisation, "CANDIDATES_PER_IMAGE", (1, 3), candidates_per_image),
     Case(optimisation, "MOMENTUM", (0.85, 0.94), momentum),
     Case(optimisation, "FINAL_RATE", (0.015, 0.025), final_rate),
-    Case(optimisation, "TINY", (1e-7,), tiny),
+    Case(muon_step, "TINY", (1e-7,), tiny),
     Case(known_init, "UNTRAINED_SHARE", (3, 5), untrained_share),
     Case(known_init, "DECAY_MUST_EXPLAIN", (0.4, 0.6), decay_must_explain),
     Case(confidence, "CALIBRATION", ((-7.6, 4.3), (-6.2, 4.3), (-6.9, 3.9), (-6.9, 4.7)), calibration),

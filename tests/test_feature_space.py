@@ -33,6 +33,7 @@ def search_of(network: nn.Module, method: Exhume) -> FeatureSpaceSearch:
     centre = torch.full((1, 5, 6), 0.4, dtype=torch.float64)
     target = Target(network=network, centre=centre, task="multiclass", outputs=3)
     search = method.start(target, torch.Generator().manual_seed(0))
+    search.prepare(0)
     assert isinstance(search, FeatureSpaceSearch)
     return search
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from exhume import Checkpoint, Exhume, NetworkConfig
 from exhume.attack.methods.input_subspace import InputSubspaceSearch
+from exhume.attack.optimisation import Stepper
 from exhume.attack.residuals import Weighting, gls_weighting
 from exhume.attack.spectrum import bulk_noise
 from exhume.attack.stationarity import mlp_terms
@@ -20,6 +21,7 @@ def search_of(victim: Checkpoint, **settings: Any) -> InputSubspaceSearch:
     method = Exhume(**settings)
     search = method.start(target_of(victim, method.dtype), generator())
     assert isinstance(search, InputSubspaceSearch)
+    search.prepare(0)
     return search
 
 
@@ -33,7 +35,7 @@ def test_hidden_layers_count_above_the_noise_of_their_initialisation(
     search = search_of(victim, images=10, dtype="float64", init_scale=1.0, steps=1000)
     with torch.no_grad():
         search.multipliers.values.mul_(20)  # so that there is something to explain the layers with
-    search.evaluations = 1000  # at first no error is taken to be common to neurons
+    search.prepare(1000)  # at first no error is taken to be common to neurons
     residual, _ = search.objective()
     terms = mlp_terms(search.products, search.variables, search.multipliers.cotangents, search.sharpness)
     first, *hidden = [(w, t.delta.T @ t.inputs) for w, t in zip(search.explained.weights[:-1], terms, strict=False)]
@@ -67,6 +69,7 @@ def weighting_of(search: InputSubspaceSearch, correlated: float) -> Weighting:
         floor=search.floor,
         correlated=correlated,
         precision=torch.float64,
+        fixed_size=True,
     )
 
 
@@ -75,21 +78,21 @@ def test_errors_come_to_be_common_to_neurons_in_the_course_of_a_search(progress:
     """Their square grows in a line."""
     victim = checkpoint("multiclass", NetworkConfig(widths=(80, 60)))
     search = search_of(victim, images=10, steps=200, dtype="float64")
-    search.evaluations = round(progress * 200)
-    search.objective()
+    search.prepare(round(progress * 200))
     expected = weighting_of(search, 0.1 * share)
-    assert search.weighting is not None and (len(expected.discounted) > 0) == (share > 0)
+    assert search.weighting is not None and bool(expected.discounted.any()) == (share > 0)
     torch.testing.assert_close(search.weighting.null_residual, expected.null_residual)
     torch.testing.assert_close(*(w.discounted.T @ w.discounted for w in (search.weighting, expected)))
 
 
 def test_the_weighting_is_taken_anew_every_25_steps() -> None:
     search = search_of(checkpoint("multiclass"), images=10)
-    weightings = []
-    for _ in range(51):
-        search.objective()
-        weightings.append(search.weighting)
-    anew = [step for step in range(1, 51) if weightings[step] is not weightings[step - 1]]
+    residuals, stepper = [], Stepper([search], torch.device("cpu"))
+    for step in range(51):
+        stepper.take(step)
+        assert search.weighting is not None
+        residuals.append(search.weighting.uncorrelated_null_residual.item())
+    anew = [step for step in range(1, 51) if residuals[step] != residuals[step - 1]]
     assert anew == [25, 50]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from exhume import METHODS, NetworkConfig, reconstruct
-from exhume.attack.optimisation import balanced_labels, take_step
+from exhume.attack.optimisation import Stepper, balanced_labels
 from exhume.attack.target import Target
 from victims import SMALL, checkpoint, generator, target_of
 
@@ -19,10 +19,10 @@ from victims import SMALL, checkpoint, generator, target_of
 def test_the_images_rate_falls_to_a_fiftieth_and_the_papers_stays(method: str, network: NetworkConfig) -> None:
     target = target_of(checkpoint("multiclass", network))
     search = replace(SMALL[method], steps=10).start(target, generator())
-    rates = []
-    for _ in range(10):
+    rates, stepper = [], Stepper([search], torch.device("cpu"))
+    for step in range(10):
         rates.append([group["lr"] for optimiser in search.optimisers for group in optimiser.param_groups])
-        take_step(search, sum(search.objective()))
+        stepper.take(step)
     images, *multipliers = zip(*rates, strict=True)
     lowest = images[0] * (0.02 if method == "exhume" else 1)
     assert images == pytest.approx(torch.linspace(images[0], lowest, 11)[:10].tolist())

@@ -28,7 +28,7 @@ from exhume import (
     train,
 )
 from exhume.attack.confidence import agreement, confidence
-from exhume.attack.search import Iterate, Search
+from exhume.attack.search import Begin, Iterate, Search
 from exhume.attack.target import Target
 from exhume.audit.matching import match
 from exhume.audit.scores import score
@@ -318,17 +318,21 @@ def test_the_message_says_for_how_many_searches_there_is_no_confidence(monkeypat
 def test_a_search_that_diverges_leaves_the_candidates_of_the_others(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
     monkeypatch.setattr("exhume.attack.confidence.MOST_UNEXPLAINED", math.inf)
     victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=20, restarts=3, images=26)
-    whole, begin, started = reconstruct(victim, config), Exhume.start, []
+    whole, prepared, started = reconstruct(victim, config), Exhume.prepared, []
 
-    def start(method: Exhume, target: Target, generator: torch.Generator) -> Search:
-        search = begin(method, target, generator)
-        started.append(search)
-        if len(started) == lost + 1:
-            with torch.no_grad():
-                search.optimisers[0].param_groups[0]["params"][0].fill_(torch.inf)
-        return search
+    def spoiled(method: Exhume, target: Target) -> Begin:
+        begin = prepared(method, target)
 
-    monkeypatch.setattr(Exhume, "start", start)
+        def start(generator: torch.Generator) -> Search:
+            started.append(begin(generator))
+            if len(started) == lost + 1:
+                with torch.no_grad():
+                    started[-1].optimisers[0].param_groups[0]["params"][0].fill_(torch.inf)
+            return started[-1]
+
+        return start
+
+    monkeypatch.setattr(Exhume, "prepared", spoiled)
     found = reconstruct(victim, config)
     assert found.status == "done" and "1 of 3 searches diverged and left nothing" in found.message
     parts = torch.arange(len(whole.images)).chunk(3)
@@ -376,9 +380,19 @@ def test_an_untrained_network_gives_nothing_away() -> None:
 @pytest.mark.gpu
 def test_a_gpu_finds_the_same_residuals() -> None:
     victim = checkpoint("multiclass")
-    config = replace(SMALL["exhume"], dtype="float64")
-    here, there = (reconstruct(victim, config, device=device) for device in ("cpu", "cuda"))
-    assert there.history[-1].residual == pytest.approx(here.history[-1].residual, rel=1e-6)
+    for config in (replace(SMALL["exhume"], dtype="float64", restarts=2), SMALL["reference"]):
+        here, there = (reconstruct(victim, config, device=device) for device in ("cpu", "cuda"))
+        assert there.history[-1].residual == pytest.approx(here.history[-1].residual, rel=1e-6)
+        torch.testing.assert_close(there.images, here.images, rtol=0, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_recorded_steps_are_those_that_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=60, restarts=2)
+    recorded = reconstruct(victim, config, device="cuda")
+    monkeypatch.setattr("exhume.devices.WARM_UP", 1000)
+    plain = reconstruct(victim, config, device="cuda")
+    torch.testing.assert_close(recorded.images, plain.images, rtol=0, atol=1e-5)
 
 
 def test_a_bias_that_is_zero_does_not_outweigh_the_layers() -> None:

@@ -68,3 +68,32 @@ def test_what_is_discounted_keeps_its_slope_in_half_precision() -> None:
         at = error.to(dtype).requires_grad_()
         slopes.append(direction.double() @ torch.autograd.grad(weighting.of(at), at)[0].double())
     assert (slopes[0] - slopes[1]).norm() < 0.1 * slopes[1].norm()
+
+
+@pytest.mark.parametrize("correlated", [0.0, 0.1, 1.0])
+def test_with_a_fixed_size_the_weighting_is_the_same_but_for_negligible_directions(
+    correlated: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Cholesky factors or by eigenvalues; F differs by a rotation, which no norm sees."""
+    monkeypatch.setattr("exhume.attack.residuals.NEGLIGIBLE_VARIANCE", -1.0)  # all directions are kept
+    first, deltas, inputs, error = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed, shape in enumerate([(30, 8), (12, 30), (12, 8), (30, 8)])
+    )
+    two = [
+        gls_weighting(
+            first,
+            deltas,
+            inputs,
+            error=0.3,
+            floor=0.1,
+            correlated=correlated,
+            precision=torch.float64,
+            fixed_size=fixed,
+        )
+        for fixed in (False, True)
+    ]
+    assert two[1].discounted.shape == (8, 30)
+    for of in (lambda w: w.of(error), lambda w: w.null_residual, lambda w: w.uncorrelated_null_residual):
+        torch.testing.assert_close(*(of(weighting).double() for weighting in two), rtol=1e-6, atol=0)
+    assert (two[0].of(error) < (error @ two[0].columns).square().sum()) == (correlated > 0)

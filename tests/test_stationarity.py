@@ -452,8 +452,9 @@ def test_the_residual_of_a_search_knows_neither_order_nor_halves(method: str, ob
         found.values = found.values[rows] * factors * len(rows) / m
         variable = "pixels" if hasattr(search, "pixels") else "variables"
         setattr(search, variable, getattr(search, variable)[rows])
+        search.prepare(0)
         if weighted_alike and weighting:
-            search.evaluations, (search.weighting, search.hidden_weight) = 1, weighting
+            search.weighting, search.hidden_weight = weighting
         value: Tensor = search.objective()[0]
         if not weighting and hasattr(search, "weighting"):
             weighting.extend([search.weighting, search.hidden_weight])

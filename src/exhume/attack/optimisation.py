@@ -1,13 +1,18 @@
 """How a search moves: its first guess, its multipliers, its optimisers and their rates."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from exhume.attack.muon import Muon
 from exhume.attack.priors import spread
 from exhume.attack.search import Iterate, Search
 from exhume.attack.stationarity import Objective
 from exhume.attack.target import Target
+from exhume.devices import recorded
 
 FEWEST_CANDIDATES = 200
 """Candidates of a search at the least, so that few images have many chances. Chosen on b1 to b3 of the benchmark."""
@@ -17,8 +22,6 @@ MOMENTUM = 0.9
 """Of Muon, and of the papers' SGD."""
 FINAL_RATE = 0.02
 """The images' rate at the end of a search, of what it was at the start. Chosen on b7 of the benchmark."""
-TINY = 1e-30
-"""Muon's eps: the scale of a gradient tells nothing, so it must not count."""
 
 
 def balanced_labels(
@@ -89,10 +92,9 @@ def muon_and_adam(
     weights depend on them. Adam's diagonal scaling cannot (binary networks: 44 instead of 15 images).
     """
     lr = lr_images * spread(target.centre)
-    muon = torch.optim.Muon(
-        [images], lr=lr, weight_decay=0.0, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw", eps=TINY
-    )
-    return [muon, torch.optim.Adam(multipliers.variables, lr=lr_multipliers)]
+    on_gpu = images.is_cuda
+    adam = torch.optim.Adam(multipliers.variables, lr=lr_multipliers, capturable=on_gpu, fused=on_gpu)
+    return [Muon([images], lr=lr, momentum=MOMENTUM), adam]
 
 
 def linear_decay(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -104,8 +106,44 @@ def linear_decay(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr
     return torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, FINAL_RATE, total_iters=steps)
 
 
+class Stepper:
+    """Takes the steps of several searches together; on a GPU the whole of a step is one launch.
+
+    residuals, penalties: [searches], of the candidates before the last step.
+    """
+
+    def __init__(self, searches: Sequence[Search], device: torch.device) -> None:
+        self.searches = searches
+        self.residuals, self.penalties = torch.zeros(2, len(searches), dtype=torch.float64, device=device)
+        self._take = recorded(device, *(partial(self._step, which) for which in range(len(searches))))
+
+    def take(self, step: int) -> None:
+        """Takes the step with this number, counted from 0."""
+        for search in self.searches:
+            search.prepare(step)
+        self._take()
+        for search in self.searches:
+            for schedule in search.schedules:
+                schedule.step()
+
+    def evaluate(self, step: int) -> None:
+        """Residuals and penalties of the moment, without a step."""
+        for which, search in enumerate(self.searches):
+            search.prepare(step)
+            self._note(which, *search.objective())
+
+    def _step(self, which: int) -> None:
+        residual, penalty = self.searches[which].objective()
+        self._note(which, residual, penalty)
+        take_step(self.searches[which], residual + penalty)
+
+    def _note(self, which: int, residual: Tensor, penalty: Tensor) -> None:
+        self.residuals[which].copy_(residual.detach())
+        self.penalties[which].copy_(penalty.detach())
+
+
 def take_step(search: Search, objective: Tensor) -> None:
-    """One step of the search's optimisers against the gradient of its objective, and of their rates."""
+    """One step of the search's optimisers against the gradient of its objective."""
     groups = [group for optimiser in search.optimisers for group in optimiser.param_groups]
     variables = [variable for group in groups for variable in group["params"]]
     for variable in variables:
@@ -113,8 +151,6 @@ def take_step(search: Search, objective: Tensor) -> None:
     objective.backward(inputs=variables)  # type: ignore[no-untyped-call]
     for optimiser in search.optimisers:
         optimiser.step()
-    for schedule in search.schedules:
-        schedule.step()
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from exhume.architecture import mlp_of
 from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
 from exhume.attack.methods import Exhume
-from exhume.attack.optimisation import take_step
+from exhume.attack.optimisation import Stepper
 from exhume.attack.search import Iterate, Method, Search
 from exhume.attack.target import Target, make_target
 from exhume.candidates import Candidates, HistoryPoint, join
@@ -61,11 +61,9 @@ def reconstruct(
     aim = make_target(target, task=task, centre=centre, initial=initial)
     aim = aim.moved_to(torch.device(device), getattr(torch, method.dtype))
     generator = torch.Generator().manual_seed(method.seed)
-    callbacks = [iterate_callback, *[no_op] * (method.restarts - 1)]
-    found = [
-        _search(method.start(aim, generator), aim, method.steps, part, callback)
-        for part, callback in zip(_parts(progress_callback, method.restarts), callbacks, strict=True)
-    ]
+    begin = method.prepared(aim)
+    searches = [begin(generator) for _ in range(method.restarts)]
+    found = _search(searches, aim, method.steps, progress_callback, iterate_callback)
     sound = [one for one in found if one.status == "done"] or found[:1]
     mlp = aim.architecture if aim.architecture is mlp_of(aim.architecture) else None
     reasons = [_uncalibrated_reason(one, mlp.activation if mlp else None) for one in sound]
@@ -78,13 +76,51 @@ def reconstruct(
 
 
 def _search(
-    search: Search, target: Target, steps: int, progress_callback: ProgressCallback, iterate_callback: IterateCallback
+    searches: Sequence[Search],
+    target: Target,
+    steps: int,
+    progress_callback: ProgressCallback,
+    iterate_callback: IterateCallback,
+) -> list[Candidates]:
+    """Follows the searches to their end; returns the candidates of each, of unknown confidence.
+
+    A search ends before the others if it diverges. Its last candidates that were finite remain.
+    """
+    histories: list[list[HistoryPoint]] = [[] for _ in searches]
+    stepper, every = Stepper(searches, target.centre.device), max(1, steps // OBSERVATIONS)
+    iterates = [search.iterate() for search in searches]
+    for step in range(steps + 1):
+        observed = step % every == 0 or step == steps
+        now = [search.iterate() for search in searches] if observed else []
+        stepper.take(step) if step < steps else stepper.evaluate(step)
+        if not observed:
+            continue
+        pairs = zip(stepper.residuals.tolist(), stepper.penalties.tolist(), strict=True)
+        for which, (residual, penalty) in enumerate(pairs):
+            if not _diverged(histories[which]):
+                histories[which].append(HistoryPoint(step=step, residual=residual, penalty=penalty))
+                iterates[which] = iterates[which] if _diverged(histories[which]) else now[which]
+        if all(map(_diverged, histories)):
+            break
+        if not _diverged(histories[0]):
+            iterate_callback(iterates[0])
+        last = next(history[-1] for history in histories if not _diverged(history))
+        values = {"residual": last.residual, "penalty": last.penalty}
+        progress_callback(Progress(stage="reconstruct", step=step, total=steps, values=values))
+    return [
+        _candidates(search, target, iterate, history, steps)
+        for search, iterate, history in zip(searches, iterates, histories, strict=True)
+    ]
+
+
+def _diverged(history: Sequence[HistoryPoint]) -> bool:
+    return bool(history) and not math.isfinite(history[-1].residual + history[-1].penalty)
+
+
+def _candidates(
+    search: Search, target: Target, best: Iterate, history: Sequence[HistoryPoint], steps: int
 ) -> Candidates:
-    """Follows one search to its end: its candidates, of unknown confidence."""
-    history, best = _descend(search, steps, progress_callback, iterate_callback)
-    diverged = not math.isfinite(history[-1].residual + history[-1].penalty)
-    images = best.images.float().cpu()
-    by_sign = target.task == "regression"
+    images, by_sign = best.images.float().cpu(), target.task == "regression"
     return Candidates(
         images=images,
         labels=((best.multipliers > 0).long() if by_sign else search.labels).cpu(),
@@ -93,34 +129,13 @@ def _search(
         confidence=images.new_full((len(images),), torch.nan),
         history=[point for point in history if math.isfinite(point.residual + point.penalty)],
         assumptions=search.assumptions,
-        status="diverged" if diverged else "done",
+        status="diverged" if _diverged(history) else "done",
         message=(
             f"The residual was no longer finite at step {history[-1].step}; smaller learning rates may help."
-            if diverged
+            if _diverged(history)
             else f"All {steps} steps are done."
         ),
     )
-
-
-def _descend(
-    search: Search, steps: int, progress_callback: ProgressCallback, iterate_callback: IterateCallback
-) -> tuple[list[HistoryPoint], Iterate]:
-    """Follows the gradient; returns the history and the last candidates that were finite."""
-    history: list[HistoryPoint] = []
-    iterate, every = search.iterate(), max(1, steps // OBSERVATIONS)
-    for step in range(steps + 1):
-        residual, penalty = search.objective()
-        if step % every == 0 or step == steps:
-            history.append(HistoryPoint(step=step, residual=residual.item(), penalty=penalty.item()))
-            if not math.isfinite(history[-1].residual + history[-1].penalty):
-                break
-            iterate = search.iterate()
-            iterate_callback(iterate)
-            values = {"residual": history[-1].residual, "penalty": history[-1].penalty}
-            progress_callback(Progress(stage="reconstruct", step=step, total=steps, values=values))
-        if step < steps:
-            take_step(search, residual + penalty)
-    return history, iterate
 
 
 def _explained(target: Target, iterate: Iterate) -> Float[Tensor, " m"]:
@@ -140,19 +155,6 @@ def _explained(target: Target, iterate: Iterate) -> Float[Tensor, " m"]:
     norm = torch.stack([direction.pow(2).sum() for direction in directions]).sum()
     share: Tensor = (iterate.cotangents * slope).sum(1) / norm
     return share
-
-
-def _parts(progress_callback: ProgressCallback, count: int) -> list[ProgressCallback]:
-    """One callback for each search, which together tell of one progress."""
-
-    def part(which: int) -> ProgressCallback:
-        def told(progress: Progress) -> None:
-            step, total = progress.step + which * progress.total, count * progress.total
-            progress_callback(replace(progress, step=step, total=total))
-
-        return told
-
-    return [part(which) for which in range(count)]
 
 
 def _uncalibrated_reason(one: Candidates, activation: str | None) -> str | None:

@@ -5,7 +5,7 @@ condition holds only nearly (docs/theory.md, "The weighted residual").
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
@@ -86,6 +86,7 @@ def gls_weighting(
     floor: float,
     correlated: float,
     precision: torch.dtype,
+    fixed_size: bool = False,
 ) -> Weighting:
     """How the first layer's error counts, where the condition holds only nearly: generalised least squares.
 
@@ -103,10 +104,14 @@ def gls_weighting(
 
     Args:
         precision: what F is multiplied in. H is not rounded: 1 - H^T H is next to nothing where K is large.
+        fixed_size: keeps all r directions in H, so that its shape does not depend on values; else those are left out in
+            which K is 1, nearly.
     """
     of = error**2 * deltas.double().pow(2).mean(1)
     covariance = (inputs.double().T * of) @ inputs.double()
     covariance.diagonal().add_(floor**2 * first.double().pow(2).mean())
+    if fixed_size:
+        return _by_cholesky(first.double(), covariance, correlated**2 / first.shape[1], precision)
     values, vectors = torch.linalg.eigh(covariance)
     columns = vectors * values.clamp_min(SMALLEST_EIGENVALUE * values[-1]).rsqrt()
     weighed = first.double() @ columns
@@ -122,3 +127,30 @@ def gls_weighting(
         null_residual=(energy / (1 + q * energy * told)).sum().to(first.dtype),
         uncorrelated_null_residual=energy.sum().to(first.dtype),
     )
+
+
+def _by_cholesky(first: Tensor, covariance: Tensor, q: float, precision: torch.dtype) -> Weighting:
+    """The same without eigenvalues: any F with F F^T = C^-1 will do, and H = sqrt(q) L^-1 B^T, L L^T = 1 + q B^T B."""
+    one = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    factor = torch.linalg.cholesky_ex(covariance).L
+    columns = torch.linalg.solve_triangular(factor, one, upper=False).T
+    weighed = first @ columns
+    energy = weighed.T @ weighed
+    inner = torch.linalg.cholesky_ex(one + q * energy).L
+    discounted = q**0.5 * torch.linalg.solve_triangular(inner, weighed.T, upper=False)
+    uncorrelated = energy.diagonal().sum()
+    return Weighting(
+        columns=columns.to(precision),
+        discounted=discounted.float() if precision == torch.bfloat16 else discounted.to(precision),
+        null_residual=(uncorrelated - (discounted @ weighed).pow(2).sum()).float(),
+        uncorrelated_null_residual=uncorrelated.float(),
+    )
+
+
+def in_place(old: Weighting | None, new: Weighting) -> Weighting:
+    """The new weighting, in the memory of the old one where its shapes are the same, as recorded work needs it."""
+    if old is None or old.discounted.shape != new.discounted.shape:
+        return new
+    for item in fields(Weighting):
+        getattr(old, item.name).copy_(getattr(new, item.name))
+    return old

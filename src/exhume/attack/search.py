@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -33,6 +34,9 @@ class Search(Protocol):
     optimisers: list[torch.optim.Optimizer]
     schedules: list[torch.optim.lr_scheduler.LRScheduler]
 
+    def prepare(self, step: int) -> None:
+        """Does what comes before the objective of step `step`, at some steps only, a new weighting for example."""
+
     def objective(self) -> tuple[Tensor, Tensor]:
         """The stationarity residual and the penalties, two scalars to be minimised together."""
 
@@ -63,12 +67,20 @@ class Method(ABC):
         """Raises `InputError` if the settings do not fit the task."""
 
     @abstractmethod
-    def start(self, target: Target, generator: torch.Generator) -> Search:
-        """Begins a search from a random first guess.
+    def prepared(self, target: Target) -> "Begin":
+        """Looks at the weights once, and returns what begins a search from a random first guess.
 
         Raises:
             InputError: the settings do not fit the target's task.
         """
+
+    def start(self, target: Target, generator: torch.Generator) -> Search:
+        """Begins one search; raises as `prepared` does."""
+        return self.prepared(target)(generator)
+
+
+Begin = Callable[[torch.Generator], Search]
+"""Begins a search; each call draws another first guess."""
 
 
 def check_counts(**settings: int | None) -> None:

@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from exhume.architecture import MLP
+from exhume.devices import recorded
 
+EPOCHS_RECORDED = 25
+"""Epochs that a GPU replays in one launch."""
 Slope = Callable[[Float[Tensor, "n k"]], tuple[Tensor, Float[Tensor, "n k"]]]
 
 
@@ -22,7 +25,7 @@ def descend(
     mlp: MLP,
     inputs: Float[Tensor, "n d"],
     slope: Slope,
-    rate: Callable[[Tensor], float],
+    rate: float | Callable[[Tensor], float],
     *,
     decay: float,
     epochs: int,
@@ -33,7 +36,8 @@ def descend(
 
     Args:
         slope: scores -> (loss, its gradient by the scores).
-        rate: loss -> learning rate of the step.
+        rate: learning rate, or loss -> learning rate of the step. On a GPU a constant one costs less: the steps are
+            then recorded.
         decay: weight decay, added to the gradient as decay x weight.
         momentum, momenta: as in PyTorch's SGD, one for each of `mlp.parameters`; None: from rest.
     """
@@ -49,13 +53,13 @@ def descend(
     weights, velocities = [[first @ basis], *parameters[1:]], [[drift @ basis], *moving[1:]]
     outside, drifting = first - weights[0][0] @ basis.T, drift - velocities[0][0] @ basis.T
     kept = torch.eye(2, dtype=torch.float64)  # weights and momenta outside, by what they were
-    for _ in range(epochs):
+
+    def step(lr: float | Callable[[Tensor], float]) -> float:
         activations = [coordinates]
         for of_layer in weights[:-1]:
             activations.append(functional.linear(activations[-1], *of_layer).relu_())
         loss, delta = slope(functional.linear(activations[-1], *weights[-1]))
-        lr = rate(loss)
-        kept = torch.tensor([[1 - lr * decay, -lr * momentum], [decay, momentum]], dtype=torch.float64) @ kept
+        lr = lr if isinstance(lr, float) else lr(loss)
         for layer in reversed(range(len(weights))):
             below = (delta @ weights[layer][0]).mul_(activations[layer] > 0) if layer else delta
             velocities[layer][0].addmm_(delta.T, activations[layer], beta=momentum)
@@ -66,6 +70,25 @@ def descend(
                     velocity.add_(weight, alpha=decay)
                 weight.sub_(velocity, alpha=lr)
             delta = below
+        return lr
+
+    if isinstance(rate, float):
+        fixed = rate
+
+        def block() -> None:
+            for _ in range(EPOCHS_RECORDED):
+                step(fixed)
+
+        many = recorded(coordinates.device, block)
+        for _ in range(epochs // EPOCHS_RECORDED):
+            many()
+        rates = [fixed] * epochs
+        for _ in range(epochs % EPOCHS_RECORDED):
+            step(fixed)
+    else:
+        rates = [step(rate) for _ in range(epochs)]
+    for lr in rates:
+        kept = torch.tensor([[1 - lr * decay, -lr * momentum], [decay, momentum]], dtype=torch.float64) @ kept
     (w, wv), (vw, v) = kept.tolist()
     _part(weights[0][0] @ basis.T + w * outside + wv * drifting, parameters[0])
     _part(velocities[0][0] @ basis.T + vw * outside + v * drifting, moving[0])

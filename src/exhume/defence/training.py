@@ -242,7 +242,7 @@ class _Session:
             mlp,
             self.module.centre(self.images).flatten(1),
             self._slope,
-            self._rate,
+            self._rate if self.config.lr_over_loss else self.config.lr,
             decay=self.config.weight_decay,
             epochs=epochs,
             momentum=self.config.momentum,

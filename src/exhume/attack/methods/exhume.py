@@ -1,17 +1,18 @@
 """The method `exhume`: ours. Nothing needs tuning; what is not set is read from the weights."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 
-from exhume.architecture import MLP, SplitNetwork, mlp_of
+from exhume.architecture import MLP, SplitNetwork
 from exhume.attack.analysis import WeightAnalysis, analyse_weights
 from exhume.attack.methods.feature_space import FeatureSpaceSearch
 from exhume.attack.methods.input_subspace import InputSubspaceSearch, SearchSettings
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
 from exhume.attack.optimisation import Multipliers, images_given, linear_decay, muon_and_adam, uniform_start
-from exhume.attack.search import Method, Search, check_counts, check_finite, check_positive, check_weights
+from exhume.attack.search import Begin, Method, check_counts, check_finite, check_positive, check_weights
 from exhume.attack.stationarity import check_objective, choose_objective, scale_free
 from exhume.attack.target import Target
 from exhume.networks import Task
@@ -73,33 +74,31 @@ class Exhume(Method):
     def check_task(self, task: Task) -> None:
         choose_objective(self.objective, task, "multiclass")
 
-    def start(self, target: Target, generator: torch.Generator) -> Search:
-        settings = self._search_settings(target)
-        match target.architecture if first_layer_changed(target) else None:
-            case MLP() as mlp:
-                found = self._analyse(target, mlp, sees_images=True)
-                return InputSubspaceSearch(target, mlp, found, settings, generator)
-            case SplitNetwork() as network:
-                found = self._analyse(target, network.mlp, sees_images=False)
-                return FeatureSpaceSearch(target, network, found, settings, generator)
+    def prepared(self, target: Target) -> Begin:
+        settings, found = self._search_settings(target), self.analyse(target)
+        match target.architecture:
+            case MLP() as mlp if found is not None:
+                return partial(InputSubspaceSearch, target, mlp, found, settings)
+            case SplitNetwork() as network if found is not None:
+                return partial(FeatureSpaceSearch, target, network, found, settings)
             case _:
-                return self._over_pixels(target, settings, generator)
+                return partial(self._over_pixels, target, settings)
 
     def analyse(self, target: Target) -> WeightAnalysis | None:
-        """What is read from the weights before the search; None if the search is over pixels and all parameters."""
-        mlp = mlp_of(target.architecture)
-        if mlp is None or not first_layer_changed(target):
-            return None
-        return self._analyse(target, mlp, sees_images=isinstance(target.architecture, MLP))
+        """What is read from the weights before the search; None if the search is over pixels and all parameters.
 
-    def _analyse(self, target: Target, mlp: MLP, *, sees_images: bool) -> WeightAnalysis:
+        That is so where no MLP is recognised, or training with a known start added nothing to its first layer.
+        """
+        mlp = target.explained_mlp
+        if mlp is None or (target.delta is not None and not mlp.weights[0].any()):
+            return None
         return analyse_weights(
             target,
-            target.explained_mlp or mlp,
+            mlp,
             images=images_given(self.images, self.per_class, target),
             smoothness=self.smoothness,
             binary_prior=self.binary_prior,
-            sees_images=sees_images,
+            sees_images=isinstance(target.architecture, MLP),
         )
 
     def _search_settings(self, target: Target) -> SearchSettings:
@@ -132,9 +131,3 @@ class Exhume(Method):
         )
         search.schedules = [linear_decay(search.optimisers[0], self.steps)]
         return search
-
-
-def first_layer_changed(target: Target) -> bool:
-    """Whether there is anything to explain in the first dense layer; False where no MLP is recognised."""
-    mlp = target.explained_mlp
-    return mlp is not None and (target.delta is None or bool(mlp.weights[0].any()))

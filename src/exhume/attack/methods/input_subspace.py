@@ -21,7 +21,7 @@ from exhume.attack.optimisation import (
     uniform_start,
 )
 from exhume.attack.priors import greyness, implausible
-from exhume.attack.residuals import Weighting, change_by_sum, gls_weighting, relative_residual
+from exhume.attack.residuals import Weighting, change_by_sum, gls_weighting, in_place, relative_residual
 from exhume.attack.search import Iterate
 from exhume.attack.spectrum import Subspace, first_layer
 from exhume.attack.stationarity import Objective, Term, mlp_terms, product, scale_free, summed
@@ -74,10 +74,9 @@ class InputSubspaceSearch:
         here = self.explained if same else in_subspace(first_layer(mlp) @ self.subspace.basis, mlp)
         self.products = here.multiplied_in(self.precision)
         self.changed_layers = {layer: ChangedLayer(space, self.precision) for layer, space in found.changed.items()}
-        self.steps, self.evaluations = settings.steps, 0
+        self.steps = settings.steps
         self.weighting: Weighting | None = None
-        self.hidden_weight: Tensor | float = 0.0
-        self.grey_weight: Tensor | float = 0.0
+        self.hidden_weight, self.grey_weight = first.new_zeros(()), first.new_zeros(())
         self.labels = balanced_labels(target, settings.per_class, self.assumptions.images, len(first))
         self.variables = self._start(settings.init_scale, generator)
         values = uniform_start(settings.objective, self.labels, target.centre, generator)
@@ -98,14 +97,20 @@ class InputSubspaceSearch:
         images, ones = self._images(self.precision)
         return self.variables, images, BIAS_WEIGHT * (ones - 1).pow(2).sum()
 
+    @torch.no_grad()
+    def prepare(self, step: int) -> None:
+        """Computes the weightings anew from the candidates, every REWEIGHT_EVERY steps."""
+        if step % REWEIGHT_EVERY == 0:
+            self._reweight(self._terms(self._decode()[0]), min(step / self.steps, 1))
+
+    def _terms(self, coordinates: Float[Tensor, "m r"]) -> list[Term]:
+        """What each candidate adds to the layers that are believed."""
+        count = None if self.regime.every_layer else 1 + max([len(self.noisy), *self.changed_layers])
+        return mlp_terms(self.products, coordinates, self.multipliers.cotangents, self.sharpness, count=count)
+
     def objective(self) -> tuple[Tensor, Tensor]:
         coordinates, images, penalty = self._decode()
-        every_layer = self.regime.every_layer
-        count = None if every_layer else 1 + max([len(self.noisy), *self.changed_layers])
-        terms = mlp_terms(self.products, coordinates, self.multipliers.cotangents, self.sharpness, count=count)
-        if self.evaluations % REWEIGHT_EVERY == 0:
-            self._reweight(terms)
-        self.evaluations += 1
+        terms, every_layer = self._terms(coordinates), self.regime.every_layer
         gradients = summed(self.products, terms if every_layer else terms[:1])
         weightings = [self.weighting, *[None] * (len(gradients) - 1)]
         asked = compress(zip(self.explained.parameters, gradients, weightings, strict=False), self.changed)
@@ -119,27 +124,30 @@ class InputSubspaceSearch:
         penalty = self.multipliers.penalty() + penalty + implausible(images, self.assumptions.smoothness)
         return residual, penalty + self.grey_weight * greyness(images) if self.assumptions.binary_prior else penalty
 
-    @torch.no_grad()
-    def _reweight(self, terms: Sequence[Term]) -> None:
-        """Computes the weightings, and the weights relative to the first layer's, from the candidates."""
+    def _reweight(self, terms: Sequence[Term], progress: float) -> None:
+        """Computes the weightings, and the weights relative to the first layer's; progress: from 0 to 1."""
         term = terms[0]
         if not (term.delta.isfinite().all() and term.inputs.isfinite().all()):
             return  # the residual will show the divergence
-        correlated = CORRELATED_ERROR * min(self.evaluations / self.steps, 1) ** 0.5
         weigh = partial(
             gls_weighting,
             error=self.regime.contribution_error,
             floor=self.floor,
-            correlated=correlated,
+            correlated=CORRELATED_ERROR * progress**0.5,
             precision=self.precision,
+            # on a GPU steps are recorded, which needs fixed shapes; and float64 shall give the same numbers everywhere
+            fixed_size=self.variables.is_cuda or self.precision == torch.float64,
         )
-        self.weighting = weigh(self.subspace.first, term.delta, term.inputs)
+        self.weighting = in_place(self.weighting, weigh(self.subspace.first, term.delta, term.inputs))
         for layer, changed in self.changed_layers.items():
-            changed.weighting = weigh(changed.first, terms[layer].delta, changed.within(terms[layer]))
-        self.hidden_weight = (
-            HIDDEN_WEIGHT * len(self.labels) / term.delta.shape[1] / self.weighting.uncorrelated_null_residual
-        )
-        self.grey_weight = self.assumptions.binary_prior / self.weighting.null_residual
+            new = weigh(changed.first, terms[layer].delta, changed.within(terms[layer]))
+            changed.weighting = in_place(changed.weighting, new)
+        weights = HIDDEN_WEIGHT * len(self.labels) / term.delta.shape[1], self.assumptions.binary_prior
+        residuals = self.weighting.uncorrelated_null_residual, self.weighting.null_residual
+        for buffer, weight, null_residual in zip(
+            (self.hidden_weight, self.grey_weight), weights, residuals, strict=True
+        ):
+            buffer.copy_(weight / null_residual)
 
     def _images(self, precision: torch.dtype) -> tuple[Float[Tensor, "m c h w"], Tensor]:
         """Un-centred images and their bias coordinate."""

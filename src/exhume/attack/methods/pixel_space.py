@@ -65,6 +65,9 @@ class PixelSpaceSearch:
         """Un-centred images."""
         return self.pixels.reshape(-1, *self.target.shape) + self.target.centre
 
+    def prepare(self, step: int) -> None:
+        """Nothing: the objective stays what it is."""
+
     def objective(self) -> tuple[Tensor, Tensor]:
         gradients = network_gradients(self.target.network, self.images, self.multipliers.cotangents, self.sharpness)
         return self.residual(list(compress(gradients, self.changed))), self.penalty()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
 from exhume.attack.optimisation import MOMENTUM, Multipliers, images_given
 from exhume.attack.residuals import absolute_residual
-from exhume.attack.search import Method, check_counts, check_finite, check_positive
+from exhume.attack.search import Begin, Method, check_counts, check_finite, check_positive
 from exhume.attack.stationarity import check_objective, choose_objective, fixed
 from exhume.attack.target import Target
 from exhume.networks import Task
@@ -67,8 +68,8 @@ class Reference(Method):
     def check_task(self, task: Task) -> None:
         choose_objective(self.objective, task, "runner-up")
 
-    def start(self, target: Target, generator: torch.Generator) -> "ReferenceSearch":
-        return ReferenceSearch(target, self, generator)
+    def prepared(self, target: Target) -> Begin:
+        return partial(ReferenceSearch, target, self)
 
 
 class ReferenceSearch(PixelSpaceSearch):
