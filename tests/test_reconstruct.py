@@ -389,8 +389,10 @@ def test_a_gpu_finds_the_same_residuals() -> None:
 @pytest.mark.gpu
 def test_recorded_steps_are_those_that_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=60, restarts=2)
+    from exhume.devices import _InTurn  # noqa: PLC0415
+
     recorded = reconstruct(victim, config, device="cuda")
-    monkeypatch.setattr("exhume.devices.WARM_UP", 1000)
+    monkeypatch.setattr("exhume.devices._Recorded", lambda works, _: _InTurn(works))
     plain = reconstruct(victim, config, device="cuda")
     torch.testing.assert_close(recorded.images, plain.images, rtol=0, atol=1e-5)
 

@@ -42,14 +42,17 @@ def fast_products(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def recorded(device: torch.device, *works: Callable[[], None]) -> Callable[[], None]:
+def recorded(device: torch.device, *works: Callable[[], None], warm_up: int = WARM_UP) -> Callable[[], None]:
     """Does all works at each call, one after another on a CPU.
 
     On a GPU they are recorded once in a CUDA graph, as branches side by side, and replayed: a launch costs almost
     nothing then. So a work must change tensors in place, and always the same ones; it may not read a tensor's value
     into Python; and works may not depend on each other. The numbers are the same to the last bit.
+
+    Args:
+        warm_up: calls before the recording; 0 where the same work was done before.
     """
-    return _Recorded(works) if device.type == "cuda" else _InTurn(works)
+    return _Recorded(works, warm_up) if device.type == "cuda" else _InTurn(works)
 
 
 class _InTurn:
@@ -62,17 +65,17 @@ class _InTurn:
 
 
 class _Recorded:
-    def __init__(self, works: Sequence[Callable[[], None]]) -> None:
-        self.works, self.calls = works, 0
+    def __init__(self, works: Sequence[Callable[[], None]], warm_up: int) -> None:
+        self.works, self.warm_up, self.calls = works, warm_up, 0
         self.graph = torch.cuda.CUDAGraph()
         self.streams = [torch.cuda.Stream() for _ in works]  # type: ignore[no-untyped-call]
 
     def __call__(self) -> None:
         self.calls += 1
-        if self.calls <= WARM_UP:
+        if self.calls <= self.warm_up:
             self._branch()
             return
-        if self.calls == WARM_UP + 1:
+        if self.calls == self.warm_up + 1:
             self._record()
         self.graph.replay()
 

@@ -147,12 +147,17 @@ def _median_singular(rows: int, columns: int) -> float:
 
 
 def decompose(matrix: Float[Tensor, "out in"], *, biased: bool = False) -> Subspace:
-    """All directions of a matrix U S V^T, strongest first; computed in float64, in which S is left."""
-    left, singular, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    """All directions of a matrix U S V^T, strongest first; computed in float64, in which S is left.
+
+    A GPU gives singular vectors other signs, and so a search another start. float64 promises the same numbers
+    everywhere, so it is decomposed on the CPU.
+    """
+    place = torch.device("cpu") if matrix.dtype == torch.float64 else matrix.device
+    left, singular, right = torch.linalg.svd(matrix.to(place, torch.float64), full_matrices=False)
     return Subspace(
-        basis=right.T.to(matrix.dtype),
-        first=(left * singular).to(matrix.dtype),
-        singular=singular,
+        basis=right.T.to(matrix),
+        first=(left * singular).to(matrix),
+        singular=singular.to(matrix.device),
         biased=biased,
     )
 

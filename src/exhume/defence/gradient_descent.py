@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from exhume.architecture import MLP
-from exhume.devices import recorded
+from exhume.devices import WARM_UP, recorded
 
 EPOCHS_RECORDED = 25
 """Epochs that a GPU replays in one launch."""
@@ -79,12 +79,14 @@ def descend(
             for _ in range(EPOCHS_RECORDED):
                 step(fixed)
 
-        many = recorded(coordinates.device, block)
-        for _ in range(epochs // EPOCHS_RECORDED):
+        alone = min(epochs, max(WARM_UP, epochs % EPOCHS_RECORDED))
+        alone += (epochs - alone) % EPOCHS_RECORDED
+        for _ in range(alone):
+            step(fixed)
+        many = recorded(coordinates.device, block, warm_up=0)
+        for _ in range((epochs - alone) // EPOCHS_RECORDED):
             many()
         rates = [fixed] * epochs
-        for _ in range(epochs % EPOCHS_RECORDED):
-            step(fixed)
     else:
         rates = [step(rate) for _ in range(epochs)]
     for lr in rates:
