@@ -58,7 +58,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 def test_an_entry_is_whole_and_in_half_precision(entry: Path) -> None:
     checkpoint, record = load_checkpoint(entry), read_training(entry)
     assert {tensor.dtype for tensor in [checkpoint.centre, *checkpoint.weights.values()]} == {torch.float16}
-    assert "float16" in record.message and "--size" in record.message
+    assert "float16" in record.message and re.search("--(size|from)", record.message)
     first, second = load_candidates(entry), load_candidates(entry / SECOND, of=entry)
     for candidates, found in (first, second):
         assert candidates.images.dtype == torch.float32 and "float16" in found.message
