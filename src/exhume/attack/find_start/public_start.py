@@ -1,0 +1,125 @@
+"""A public start: which of a number of networks was this one fine-tuned from?"""
+
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exhume.attack.find_start.evidence import LOG10_SURE, Evidence, Verdict, compare, log10_p
+from exhume.attack.find_start.layers import TrainedNetwork
+from exhume.errors import InputError
+
+Candidates = Mapping[str, nn.Module | Mapping[str, Tensor]]
+"""Networks or their state dicts, by any name."""
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+
+
+def read_candidates(folder: Path | str) -> dict[str, Mapping[str, Tensor]]:
+    """The state dicts of a folder's files (.pt, .pth, .bin, .ckpt, .safetensors), by file name; no code in them runs.
+
+    Raises:
+        InputError: there is no such folder, no such file in it, or one cannot be read.
+    """
+    folder = Path(folder)
+    files = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
+    if not files:
+        raise InputError(f"{folder} holds no network: no file ends in {', '.join(SUFFIXES)}.")
+    return {path.name: _read(path) for path in files}
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    try:
+        content: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no plain state dict: {str(error).strip().partition(chr(10))[0]}") from None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} is no plain state dict: it must map names to tensors.")
+    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicStart:
+    """The candidate that fits best: its name, its values by parameter, the evidence, and how many were compared."""
+
+    name: str
+    initial: dict[str, Tensor]
+    evidence: tuple[Evidence, ...]
+    trials: int
+
+    @property
+    def log10_p(self) -> float:
+        """The p-value of its best weight, corrected for all weights of all candidates."""
+        return log10_p(max((row.z for row in self.evidence), default=0.0), self.trials)
+
+
+def closest(network: TrainedNetwork, candidates: Candidates) -> PublicStart:
+    """The candidate whose neurons agree best with the network's, one by one.
+
+    Raises:
+        InputError: no candidate is given.
+    """
+    if not candidates:
+        raise InputError("There is no network to compare with: `among` is empty.")
+    tensors = {
+        name: dict(one.named_parameters()) if isinstance(one, nn.Module) else dict(one)
+        for name, one in candidates.items()
+    }
+    rows = {name: _evidence(network, initial) for name, initial in tensors.items()}
+    best = max(rows, key=lambda name: max((row.z for row in rows[name]), default=0.0))
+    return PublicStart(
+        name=best,
+        initial={
+            row.parameter: tensors[best][row.parameter].detach() for row in rows[best] if row.verdict != "unknown"
+        },
+        evidence=rows[best],
+        trials=len(network.layers) * len(candidates),
+    )
+
+
+def _evidence(network: TrainedNetwork, initial: Mapping[str, Tensor]) -> tuple[Evidence, ...]:
+    """The evidence of each parameter; a bias follows its weight."""
+    rows = []
+    for layer in network.layers:
+        matches = False
+        for name, trained in layer.parameters.items():
+            before = initial.get(name)
+            if before is None or before.shape != trained.shape or not before.isfinite().all():
+                rows.append(Evidence(parameter=name, verdict="unknown"))
+                continue
+            before = before.detach().cpu()
+            correlation, exact, left = compare(trained, before)
+            z = matrix_z(trained, before) if name == layer.weight_name else 0.0
+            matches = matches or log10_p(z, len(network.layers)) < LOG10_SURE or exact == 1
+            verdict: Verdict = "unknown" if not matches else "matches" if name == layer.weight_name else "implied"
+            rows.append(Evidence(parameter=name, verdict=verdict, correlation=correlation, z=z, exact=exact, left=left))
+    return tuple(rows)
+
+
+def matrix_z(trained: Tensor, initial: Tensor) -> float:
+    """How far the agreement of two weights, [out, ...], exceeds that of the same weights with their neurons shuffled.
+
+    Networks trained on the same data have columns alike, so correlation alone proves no kinship; the order of the
+    neurons is the start's. Mean and variance of sum_i <w_i, v_pi(i)> over all permutations pi are known (Hoeffding
+    1951); the p-value takes it for normal. Returns 0 for a single neuron.
+    """
+    products = trained.double().flatten(1) @ initial.double().flatten(1).T
+    size = len(products)
+    if size < 2:
+        return 0.0
+    centred = products - products.mean(0) - products.mean(1, keepdim=True) + products.mean()
+    deviation = math.sqrt(float(centred.pow(2).sum()) / (size - 1))
+    return float(centred.trace()) / deviation if deviation > 0 else 0.0
