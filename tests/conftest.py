@@ -26,6 +26,13 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     return decorated
 
 
+@pytest.fixture(autouse=True)
+def _start_is_looked_for_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that attack look for the start by the state alone; tests/test_start.py puts the other ways back."""
+    monkeypatch.setattr("exhume.runs.start.ALWAYS", ("generator-state",))
+    monkeypatch.setattr("exhume.runs.start.WHERE_NOISE_SHOWS", "generator-state")
+
+
 install_import_hook("exhume", "conftest.checked")
 torch.set_num_threads(1)  # tiny networks: threads only wait for each other
 

@@ -40,10 +40,7 @@ def test_tensorboard_reads_back_what_every_stage_said(here: Path) -> None:
     losses = [(point["epoch"], pytest.approx(point["loss"])) for point in training["history"]]
     assert read["train/loss"] == losses
     residuals = [(point["step"], pytest.approx(point["residual"])) for point in found["history"]]
-    told = read["reconstruct/residual"]
-    assert told[: len(residuals)] == residuals  # the history is the first search's; the second one's steps follow
-    last = residuals[-1][0]
-    assert [step for step, _ in told[len(residuals) :]] == [step + last for step, _ in residuals]
+    assert read["reconstruct/residual"] == residuals  # of the first search, as the history
     main(["search", "run", "--trials", "2", *SHORT, "--track", "tensorboard", "--overwrite"])
     read, search = scalars(here / "run" / "tracking"), json.loads((here / "run" / "search.json").read_text())
     values = [(number + 1, pytest.approx(trial["value"])) for number, trial in enumerate(search["trials"])]

@@ -1,3 +1,5 @@
+from .attack.find_start import StartSearch as StartSearch
+from .attack.find_start import find_start as find_start
 from .attack.methods import METHODS as METHODS
 from .attack.methods import Exhume as Exhume
 from .attack.methods import Reference as Reference

@@ -15,6 +15,7 @@ from exhume.errors import InputError
 COMMANDS = {
     "demo": "train on 100 handwritten digits, dig them out of the weights, score, and draw the page",
     "train": "train a network on a problem",
+    "find-start": "look for what training began with, in the weights alone: the seed or a public network",
     "reconstruct": "reconstruct training images from a checkpoint alone",
     "search": "search for settings: many reconstructions, whose best candidates become the run's",
     "score": "count what came out, against held-out images",

@@ -1,7 +1,7 @@
 """The attacker: reconstructs training images from a trained network. It sees the weights, never an image."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -31,7 +31,7 @@ def reconstruct(
     *,
     task: Task | None = None,
     centre: Float[Tensor, "c h w"] | None = None,
-    initial: Checkpoint | nn.Module | None = None,
+    initial: Checkpoint | nn.Module | Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
     progress_callback: ProgressCallback = no_op,
     iterate_callback: IterateCallback = no_op,
@@ -49,7 +49,8 @@ def reconstruct(
             training mean if the attacker knows it, else grey). The centre is not subtracted: a module takes images in
             [0, 1], and what its training subtracted must be its first layer's work.
         initial: the weights that training began with, if they are known: a public network that was fine-tuned, or
-            those of a seed. The candidates then have to explain what training added, by whatever training.
+            those that `find_start` found, by parameter; parameters that are not there count as frozen. The candidates
+            then have to explain what training added, by whatever training.
         progress_callback: is told of the residual about a hundred times. What it raises ends the reconstruction.
         iterate_callback: is given the candidates of the first search as often.
 

@@ -1,6 +1,7 @@
 """What is attacked: a network, what its candidates have to explain, and what the attacker knows of its data."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
@@ -76,7 +77,7 @@ def make_target(
     *,
     task: Task | None = None,
     centre: Float[Tensor, "c h w"] | None = None,
-    initial: Checkpoint | nn.Module | None = None,
+    initial: Checkpoint | nn.Module | Mapping[str, Tensor] | None = None,
 ) -> Target:
     """The target that `reconstruct` is asked for; its arguments are explained there.
 
@@ -88,6 +89,8 @@ def make_target(
         return target
     if isinstance(initial, Checkpoint) and isinstance(attacked, Checkpoint):
         check_alike(initial, attacked)
+    if isinstance(initial, Mapping):
+        return with_known_init(target, with_values(target.network, initial))
     before = initial.build() if isinstance(initial, Checkpoint) else initial
     if not isinstance(before, nn.Module):
         raise InputError(f"The initial weights must be a checkpoint or a module, not {type(before).__name__}.")
@@ -102,6 +105,22 @@ def with_known_init(target: Target, initial: nn.Module) -> Target:
     """
     delta = weight_delta(target.network, initial)
     return replace(target, network=midpoint_network(target.network, initial), delta=delta)
+
+
+@torch.no_grad()
+def with_values(network: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """The network with other values of some parameters, by name; the others keep theirs, as if training froze them.
+
+    Raises:
+        InputError: a name or a shape is not the network's.
+    """
+    other = copy.deepcopy(network)
+    parameters = dict(other.named_parameters())
+    for name, value in values.items():
+        if name not in parameters or parameters[name].shape != value.shape:
+            raise InputError(f"The initial weights are those of another network: it has no {name} of this shape.")
+        parameters[name].copy_(value)
+    return other
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Target:

@@ -5,6 +5,7 @@ from exhume.commands.lists import Presets as Presets
 from exhume.commands.lists import Problems as Problems
 from exhume.commands.lists import Zoo as Zoo
 from exhume.commands.run import Demo as Demo
+from exhume.commands.run import FindStart as FindStart
 from exhume.commands.run import Reconstruct as Reconstruct
 from exhume.commands.run import Report as Report
 from exhume.commands.run import Score as Score

@@ -1,14 +1,22 @@
 """What the commands show: progress bars, and what came of a stage."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
+from exhume.attack.find_start import Evidence
 from exhume.audit.scores import Counts, sentence
 from exhume.commands.tracking import TRACKERS
 from exhume.errors import known
@@ -41,6 +49,17 @@ def print_search(record: SearchRecord) -> None:
     console.print(f"candidates    {record.chosen if record.best is not None else 'none'}", soft_wrap=True)
 
 
+def print_start(sentence: str, evidence: Sequence[Evidence]) -> None:
+    """The outcome of a search for the start, and for each parameter how well it agrees with the best hypothesis."""
+    console.print(sentence, markup=False, soft_wrap=True)
+    if evidence:
+        console.print(f"{'parameter':28}{'verdict':10}{'correlation':>12}{'z':>12}{'place':>14}", markup=False)
+    for row in evidence:
+        place = "" if row.place is None else f"{row.place:,}"
+        line = f"{row.parameter:28}{row.verdict:10}{row.correlation:12.3f}{row.z:12.1f}{place:>14}"
+        console.print(line.rstrip(), markup=False, soft_wrap=True)
+
+
 def _short(value: float | None) -> str:
     return "by the weights" if value is None else f"{value:.3g}"
 
@@ -64,12 +83,14 @@ def progress_display(run: Path, tracker: str | None) -> Iterator[ProgressCallbac
 @contextmanager
 def bars() -> Iterator[ProgressCallback]:
     """A progress bar for each stage, on standard error."""
-    columns = (TextColumn("{task.description:12}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[values]}"), console=bars_console) as display:
+    columns = (TextColumn("{task.description:12}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    left, values_column = TimeRemainingColumn(), TextColumn("{task.fields[values]}")
+    with Progress(*columns, left, values_column, console=bars_console) as display:
         tasks: dict[str, Any] = {}
 
         def hear(event: Event) -> None:
-            values = "  ".join(f"{name} {value:.2e}" for name, value in event.values.items())
+            told = {name: value for name, value in event.values.items() if name != "seconds_left"}  # the bar shows it
+            values = "  ".join(f"{name} {value:.2e}" for name, value in told.items())
             stage = event.stage.partition("-")[0]  # trial-1, trial-2, ... share a bar
             if stage not in tasks:
                 tasks[stage] = display.add_task(event.stage, total=event.total, values=values)

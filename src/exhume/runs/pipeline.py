@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exhume.attack.methods import Exhume
 from exhume.attack.reconstruct import reconstruct
 from exhume.attack.search import Method
 from exhume.audit.matching import Matches
@@ -31,6 +32,7 @@ from exhume.runs.schema import (
     TrainingRecord,
     read_record,
 )
+from exhume.runs.start import start_of
 from exhume.runs.store import (
     FILES,
     candidates_record,
@@ -143,6 +145,7 @@ def reconstruct_run(
     *,
     foreign: Checkpoint | None = None,
     initial: Checkpoint | None = None,
+    find_start: bool = False,
     device: str = "auto",
     overwrite: bool = False,
     progress_callback: ProgressCallback = no_op,
@@ -152,6 +155,7 @@ def reconstruct_run(
     Args:
         foreign: a checkpoint that was trained elsewhere; it is put into the folder.
         initial: the weights that training began with, if they are known.
+        find_start: whether to look for them in the weights first, where they are not known; our method only.
 
     Raises:
         InputError: no checkpoint or another than `foreign`, settings that do not fit its task, initial weights of
@@ -159,17 +163,27 @@ def reconstruct_run(
     """
     checkpoint, place = foreign or load_checkpoint(folder), choose_device(device)
     method.check_task(checkpoint.task)
+    if foreign is not None:
+        _adopt(folder, foreign)
+    found = None
+    if find_start and initial is None and isinstance(method, Exhume):
+        found = start_of(folder, device=device, progress_callback=progress_callback)
+        initial = found[0] if found else None
     path, known = folder / "candidates.json", initial.fingerprint if initial else None
     before = read_record(path, CandidatesRecord) if path.exists() and not overwrite else None
     if before is not None and (before.method, before.initial) != (method, known):
         raise InputError(f"{folder} already holds candidates of other settings; add --overwrite or use another folder.")
-    if foreign is not None:
-        _adopt(folder, foreign)
     start = time.perf_counter()
     candidates = reconstruct(checkpoint, method, initial=initial, device=place, progress_callback=progress_callback)
     seconds = time.perf_counter() - start
     record = candidates_record(
-        candidates, method, checkpoint=checkpoint.fingerprint, initial=known, device=place, seconds=seconds
+        candidates,
+        method,
+        checkpoint=checkpoint.fingerprint,
+        initial=known,
+        start=found[1] if found else None,
+        device=place,
+        seconds=seconds,
     )
     remove_stage(folder, "candidates")
     save_candidates(folder, candidates, record)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from exhume import records
+from exhume.attack.find_start import Evidence, StartSearch, WayTried
 from exhume.attack.methods import METHODS, name_of
 from exhume.attack.search import Method
 from exhume.audit.scores import Counts
@@ -50,15 +51,52 @@ class TrainingRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoundStart:
+    """A start of training that was found in the weights.
+
+    way: a row of WAYS, or "public-start"; seed, place: of PyTorch's generator, and how many outputs were drawn before
+    the network; candidate: the public network; log10_p: the bound on the chance of a false alarm, over all trials;
+    unknown: parameters that did not match, taken as frozen.
+    """
+
+    way: str
+    seed: int | None
+    place: int | None
+    candidate: str | None
+    log10_p: float
+    unknown: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartRecord:
+    """start.json, beside the initial values in start.safetensors if the start was found.
+
+    search: where it was looked for; among: the public networks that were compared; found: None if it was not found;
+    evidence: of each parameter of the best hypothesis, found or not; sentence: all of it in one.
+    """
+
+    checkpoint: str
+    search: StartSearch
+    among: list[str]
+    found: FoundStart | None
+    tried: list[WayTried]
+    evidence: list[Evidence]
+    sentence: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True)
 class CandidatesRecord:
     """candidates.json, beside the tensors images, labels, multipliers, explained and confidence.
 
     initial: fingerprint of the weights that the attacker knew the training to have begun with; None: he knew none;
+    start: how he found them in the weights; None: he did not;
     chosen: by what a search chooses among such candidates, in words; None: they are not from a search.
     """
 
     checkpoint: str
     initial: str | None = None
+    start: FoundStart | None = None
     method: Method
     assumptions: Assumptions
     history: list[HistoryPoint]
@@ -149,6 +187,7 @@ def _upgrade_candidates(content: dict[str, Any]) -> dict[str, Any]:
     settings, assumptions = content.pop("reconstruction"), content.pop("reading")
     return {
         "initial": None,
+        "start": None,
         **content,
         "method": _upgrade_method(settings),
         "assumptions": _upgrade_assumptions(assumptions),

@@ -3,6 +3,8 @@
 training.json                        problem, configuration, history, margins: the defender's record
 training-state.safetensors           where an interrupted training goes on (gone when it is over)
 checkpoint.json, .safetensors        what the owner publishes: all that the attacker reads
+start.json, .safetensors             the start of training that was found in the weights, or that it was not
+start-sweep.json                     where an interrupted search for it goes on (gone when it is over)
 search.json, search.journal          the trials of a search for settings; its memory, by which it goes on
 trials/NUMBER/                       candidates.json, .safetensors of the best trials
 candidates.json, .safetensors        what the attacker found
@@ -25,10 +27,11 @@ from exhume.defence.training import TrainingPoint, TrainingState
 from exhume.errors import InputError
 from exhume.problems import Problem, load_problem
 from exhume.records import provenance, read_tensors, write, write_tensors
-from exhume.runs.schema import CandidatesRecord, TrainingRecord, read_record
+from exhume.runs.schema import CandidatesRecord, FoundStart, TrainingRecord, read_record
 
 FILES = {
     "training": ("training.json", "training-state.safetensors", "checkpoint.json", "checkpoint.safetensors"),
+    "start": ("start.json", "start.safetensors", "start-sweep.json"),
     "search": ("search.json", "search.journal", "search.journal.lock", "trials"),
     "candidates": ("candidates.json", "candidates.safetensors"),
     "scores": ("scores.json", "scores.safetensors"),
@@ -137,6 +140,7 @@ def candidates_record(
     device: torch.device,
     seconds: float,
     initial: str | None = None,
+    start: FoundStart | None = None,
     chosen: str | None = None,
 ) -> CandidatesRecord:
     """What to write of a reconstruction that has just ended.
@@ -148,6 +152,7 @@ def candidates_record(
     return CandidatesRecord(
         checkpoint=checkpoint,
         initial=initial,
+        start=start,
         method=method,
         assumptions=candidates.assumptions,
         history=candidates.history,

@@ -17,7 +17,7 @@ from exhume.attack.find_start.attempt import StartSearch, Sweep
 from exhume.attack.find_start.draws import DISTRIBUTIONS, INITIALISATIONS
 from exhume.attack.find_start.evidence import Evidence
 from exhume.attack.find_start.layers import TrainedLayer, TrainedNetwork, trained_network
-from exhume.attack.find_start.public_start import read_candidates
+from exhume.attack.find_start.public_start import read_candidates, read_state
 from exhume.attack.find_start.search import WAYS, SearchOutcome, Start, WayTried, find_start
 from exhume.attack.find_start.stream import Stream
 
@@ -36,5 +36,6 @@ __all__ = [
     "WayTried",
     "find_start",
     "read_candidates",
+    "read_state",
     "trained_network",
 ]

@@ -54,6 +54,7 @@ def search(network: TrainedNetwork, settings: StartSearch, context: Context) -> 
         best = known if best is None or len(known.places) > len(best.places) else best
         context.progress_callback(Progress(stage="state", step=tried, total=tried + 1, values={}))
         solution = solve(known)
+        context.progress_callback(Progress(stage="state", step=tried + 1, total=tried + 1, values={}))
         if solution is not None:
             words, place = solution
             stream, start = _origin(words, place)

@@ -29,10 +29,15 @@ def read_candidates(folder: Path | str) -> dict[str, Mapping[str, Tensor]]:
     files = sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES)
     if not files:
         raise InputError(f"{folder} holds no network: no file ends in {', '.join(SUFFIXES)}.")
-    return {path.name: _read(path) for path in files}
+    return {path.name: read_state(path) for path in files}
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a file of weights by name; no code in it is run.
+
+    Raises:
+        InputError: there is no such file, or it is no plain state dict.
+    """
     from safetensors import SafetensorError  # noqa: PLC0415
     from safetensors.torch import load_file  # noqa: PLC0415
 
@@ -42,6 +47,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
+    except FileNotFoundError:
+        raise InputError(f"There is no {path}.") from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(f"{path} is no plain state dict: {str(error).strip().partition(chr(10))[0]}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
