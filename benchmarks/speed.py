@@ -28,7 +28,7 @@ from exhume.attack.methods.input_subspace import REWEIGHT_EVERY
 from exhume.attack.optimisation import Stepper, take_step
 from exhume.attack.search import Method, Search
 from exhume.attack.target import Target
-from exhume.defence.gradient_descent import EPOCHS_RECORDED, descend
+from exhume.defence.gradient_descent import Descent
 from exhume.defence.losses import LOSSES
 from exhume.devices import WARM_UP, recorded
 from exhume.networks import NetworkConfig, Task, build
@@ -87,7 +87,7 @@ def main(device: str = "cpu", steps: int = 2 * REWEIGHT_EVERY) -> None:
         if min(small, large) > 1:  # of small networks nothing is to be seen beside the libraries
             print(f"{name}: memory of a step, exhume / reference: {small / large:.2f} ({small:.0f} / {large:.0f} MB)")
         epochs = _epochs(shape, device)
-        number = 40 * EPOCHS_RECORDED if device == "cuda" else EPOCHS_RECORDED
+        number = 1000 if device == "cuda" else 20
         epoch, alone = least(epochs, number), least(_products_alone(partial(epochs, 1), device), number)
         print(f"{name}: an epoch / its matrix products: {epoch / alone:.2f} ({1e6 * epoch:.0f} / {1e6 * alone:.0f} us)")
 
@@ -156,7 +156,7 @@ def _epochs(shape: Shape, device: str) -> Callable[[int], None]:
             value = loss(scores.requires_grad_(), labels)
         return value, torch.autograd.grad(value, scores)[0]
 
-    return lambda epochs: descend(mlp, inputs, slope, 1e-4, decay=0.0, epochs=epochs)
+    return Descent(mlp, inputs, slope, 1e-4, decay=0.0).advance
 
 
 def least(run: Callable[[int], None], number: int, repeats: int = 5) -> float:

@@ -71,7 +71,7 @@ def test_the_optimiser_of_the_general_path_ends_where_the_written_out_descent_do
     config = TrainingConfig(epochs=40, lr=0.1, dtype="float64", weight_decay=0.01, momentum=momentum, evaluate_every=7)
     written_out = train(data, config, network=network)
     monkeypatch.setattr("exhume.defence.training.as_mlp", lambda _: None)
-    monkeypatch.setattr("exhume.defence.training.descend", None)
+    monkeypatch.setattr("exhume.defence.training.Descent", None)
     general = train(data, config, network=network)
     for name, weight in written_out.checkpoint.weights.items():
         torch.testing.assert_close(general.checkpoint.weights[name], weight, rtol=1e-8, atol=1e-10)

@@ -14,7 +14,7 @@ from exhume.defence.losses import LOSSES, LossRow, resolve_loss
 from exhume.defence.training import Trained, TrainingConfig, TrainingState, train
 from exhume.errors import InputError
 from exhume.networks import NetworkConfig, Task
-from exhume.problems import Problem
+from exhume.problems import Problem, load_problem
 from exhume.progress import Progress
 
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -373,3 +373,10 @@ def test_the_callback_is_told_of_every_evaluation() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         TrainingConfig(**wrong)
+
+
+def test_a_whole_number_is_a_rate() -> None:
+    problem = load_problem("toy-circle")
+    one, same = (train(problem, TrainingConfig(epochs=3, lr=lr), network=problem.network) for lr in (1, 1.0))
+    for name, weight in one.checkpoint.weights.items():
+        assert torch.equal(weight, same.checkpoint.weights[name])

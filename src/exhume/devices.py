@@ -42,21 +42,19 @@ def fast_products(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def recorded(device: torch.device, *works: Callable[[], None], warm_up: int = WARM_UP) -> Callable[[], None]:
+def recorded(device: torch.device, *works: Callable[[], object]) -> Callable[[], None]:
     """Does all works at each call, one after another on a CPU.
 
     On a GPU they are recorded once in a CUDA graph, as branches side by side, and replayed: a launch costs almost
     nothing then. So a work must change tensors in place, and always the same ones; it may not read a tensor's value
-    into Python; and works may not depend on each other. The numbers are the same to the last bit.
-
-    Args:
-        warm_up: calls before the recording; 0 where the same work was done before.
+    into Python; and works may not depend on each other. The numbers are the same to the last bit. Work that cannot be
+    recorded (a user's module that looks at a value, for example) is done as on a CPU.
     """
-    return _Recorded(works, warm_up) if device.type == "cuda" else _InTurn(works)
+    return _Recorded(works, device) if device.type == "cuda" else _InTurn(works)
 
 
 class _InTurn:
-    def __init__(self, works: Sequence[Callable[[], None]]) -> None:
+    def __init__(self, works: Sequence[Callable[[], object]]) -> None:
         self.works = works
 
     def __call__(self) -> None:
@@ -65,19 +63,20 @@ class _InTurn:
 
 
 class _Recorded:
-    def __init__(self, works: Sequence[Callable[[], None]], warm_up: int) -> None:
-        self.works, self.warm_up, self.calls = works, warm_up, 0
-        self.graph = torch.cuda.CUDAGraph()
-        self.streams = [torch.cuda.Stream() for _ in works]  # type: ignore[no-untyped-call]
+    def __init__(self, works: Sequence[Callable[[], object]], device: torch.device) -> None:
+        self.works, self.device, self.calls = works, device, 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.streams = [torch.cuda.Stream(device) for _ in works]  # type: ignore[no-untyped-call]
 
     def __call__(self) -> None:
         self.calls += 1
-        if self.calls <= self.warm_up:
-            self._branch()
-            return
-        if self.calls == self.warm_up + 1:
-            self._record()
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            if self.calls == WARM_UP + 1:
+                self.graph = self._record()
+            if self.graph is None:
+                self._branch()
+            else:
+                self.graph.replay()
 
     def _branch(self) -> None:
         """Every work on a stream of its own, between what comes before and after."""
@@ -89,11 +88,17 @@ class _Recorded:
         for stream in self.streams:
             main.wait_stream(stream)
 
-    def _record(self) -> None:
+    def _record(self) -> torch.cuda.CUDAGraph | None:
+        """The graph of all works; None if they cannot be recorded. Nothing is done yet."""
+        graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
         gc.collect()
         gc.disable()  # a graph that is freed during a recording spoils it
         try:
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.graph(graph):
                 self._branch()
+        except RuntimeError:
+            return None
         finally:
-            gc.enable()
+            if collects:
+                gc.enable()
+        return graph

@@ -6,6 +6,7 @@ coordinates instead of d pixels, exactly up to rounding, and what remains are th
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -13,19 +14,92 @@ from torch import Tensor
 from torch.nn import functional
 
 from exhume.architecture import MLP
-from exhume.devices import WARM_UP, recorded
+from exhume.devices import recorded
 
-EPOCHS_RECORDED = 25
-"""Epochs that a GPU replays in one launch."""
 Slope = Callable[[Float[Tensor, "n k"]], tuple[Tensor, Float[Tensor, "n k"]]]
+Rate = float | int | Callable[[Tensor], float]
 
 
-@torch.no_grad()
+class Descent:
+    """Gradient descent that changes an MLP's parameters, and their momenta where given, epoch after epoch.
+
+    On a GPU an epoch at a constant rate is recorded once and replayed.
+    """
+
+    def __init__(
+        self,
+        mlp: MLP,
+        inputs: Float[Tensor, "n d"],
+        slope: Slope,
+        rate: Rate,
+        *,
+        decay: float,
+        momentum: float = 0.0,
+        momenta: Sequence[Tensor] | None = None,
+    ) -> None:
+        """The arguments are those of `descend`."""
+        self.slope, self.rate, self.decay, self.momentum = slope, rate, decay, momentum
+        pairs = zip(mlp.weights, mlp.biases, strict=True)
+        self.parameters = [[weight] if bias is None else [weight, bias] for weight, bias in pairs]
+        of_each = (parameter for of_layer in self.parameters for parameter in of_layer)
+        given = iter(momenta or [torch.zeros_like(parameter) for parameter in of_each])
+        self.moving = [[next(given) for _ in of_layer] for of_layer in self.parameters]
+        if mlp.biases[0] is not None:
+            # a first layer's bias is the weight of an input that is always 1
+            inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
+        self.basis, self.coordinates = _span(inputs)
+        within = inputs.new_empty(len(mlp.weights[0]), self.basis.shape[1])
+        self.weights = [[within], *self.parameters[1:]]
+        self.velocities = [[torch.empty_like(within)], *self.moving[1:]]
+        self._recorded = recorded(inputs.device, partial(self._step, rate))
+
+    @torch.no_grad()
+    def advance(self, epochs: int) -> None:
+        """Takes so many steps, and writes them into the parameters and momenta."""
+        first, drift = _joined(self.parameters[0]), _joined(self.moving[0])
+        self.weights[0][0].copy_(first @ self.basis)
+        self.velocities[0][0].copy_(drift @ self.basis)
+        outside = first - self.weights[0][0] @ self.basis.T
+        drifting = drift - self.velocities[0][0] @ self.basis.T
+        kept = torch.eye(2, dtype=torch.float64)  # weights and momenta outside, by what they were
+        for _ in range(epochs):
+            if callable(self.rate):
+                lr = self._step(self.rate)
+            else:
+                self._recorded()
+                lr = self.rate
+            step = [[1 - lr * self.decay, -lr * self.momentum], [self.decay, self.momentum]]
+            kept = torch.tensor(step, dtype=torch.float64) @ kept
+        (w, wv), (vw, v) = kept.tolist()
+        _part(self.weights[0][0] @ self.basis.T + w * outside + wv * drifting, self.parameters[0])
+        _part(self.velocities[0][0] @ self.basis.T + vw * outside + v * drifting, self.moving[0])
+
+    @torch.no_grad()
+    def _step(self, rate: Rate) -> float:
+        """One step on the coordinates; returns its learning rate."""
+        weights, velocities, activations = self.weights, self.velocities, [self.coordinates]
+        for of_layer in weights[:-1]:
+            activations.append(functional.linear(activations[-1], *of_layer).relu_())
+        loss, delta = self.slope(functional.linear(activations[-1], *weights[-1]))
+        lr = rate(loss) if callable(rate) else rate
+        for layer in reversed(range(len(weights))):
+            below = (delta @ weights[layer][0]).mul_(activations[layer] > 0) if layer else delta
+            velocities[layer][0].addmm_(delta.T, activations[layer], beta=self.momentum)
+            for velocity in velocities[layer][1:]:  # a bias
+                velocity.mul_(self.momentum).add_(delta.sum(0))
+            for weight, velocity in zip(weights[layer], velocities[layer], strict=True):
+                if self.decay:
+                    velocity.add_(weight, alpha=self.decay)
+                weight.sub_(velocity, alpha=lr)
+            delta = below
+        return lr
+
+
 def descend(
     mlp: MLP,
     inputs: Float[Tensor, "n d"],
     slope: Slope,
-    rate: float | Callable[[Tensor], float],
+    rate: Rate,
     *,
     decay: float,
     epochs: int,
@@ -36,64 +110,11 @@ def descend(
 
     Args:
         slope: scores -> (loss, its gradient by the scores).
-        rate: learning rate, or loss -> learning rate of the step. On a GPU a constant one costs less: the steps are
-            then recorded.
+        rate: learning rate, or loss -> learning rate of the step. A constant one costs less on a GPU.
         decay: weight decay, added to the gradient as decay x weight.
         momentum, momenta: as in PyTorch's SGD, one for each of `mlp.parameters`; None: from rest.
     """
-    pairs = zip(mlp.weights, mlp.biases, strict=True)
-    parameters = [[weight] if bias is None else [weight, bias] for weight, bias in pairs]
-    given = iter(momenta or [torch.zeros_like(parameter) for of_layer in parameters for parameter in of_layer])
-    moving = [[next(given) for _ in of_layer] for of_layer in parameters]
-    if mlp.biases[0] is not None:
-        # a first layer's bias is the weight of an input that is always 1
-        inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
-    basis, coordinates = _span(inputs)
-    first, drift = _joined(parameters[0]), _joined(moving[0])
-    weights, velocities = [[first @ basis], *parameters[1:]], [[drift @ basis], *moving[1:]]
-    outside, drifting = first - weights[0][0] @ basis.T, drift - velocities[0][0] @ basis.T
-    kept = torch.eye(2, dtype=torch.float64)  # weights and momenta outside, by what they were
-
-    def step(lr: float | Callable[[Tensor], float]) -> float:
-        activations = [coordinates]
-        for of_layer in weights[:-1]:
-            activations.append(functional.linear(activations[-1], *of_layer).relu_())
-        loss, delta = slope(functional.linear(activations[-1], *weights[-1]))
-        lr = lr if isinstance(lr, float) else lr(loss)
-        for layer in reversed(range(len(weights))):
-            below = (delta @ weights[layer][0]).mul_(activations[layer] > 0) if layer else delta
-            velocities[layer][0].addmm_(delta.T, activations[layer], beta=momentum)
-            for velocity in velocities[layer][1:]:  # a bias
-                velocity.mul_(momentum).add_(delta.sum(0))
-            for weight, velocity in zip(weights[layer], velocities[layer], strict=True):
-                if decay:
-                    velocity.add_(weight, alpha=decay)
-                weight.sub_(velocity, alpha=lr)
-            delta = below
-        return lr
-
-    if isinstance(rate, float):
-        fixed = rate
-
-        def block() -> None:
-            for _ in range(EPOCHS_RECORDED):
-                step(fixed)
-
-        alone = min(epochs, max(WARM_UP, epochs % EPOCHS_RECORDED))
-        alone += (epochs - alone) % EPOCHS_RECORDED
-        for _ in range(alone):
-            step(fixed)
-        many = recorded(coordinates.device, block, warm_up=0)
-        for _ in range((epochs - alone) // EPOCHS_RECORDED):
-            many()
-        rates = [fixed] * epochs
-    else:
-        rates = [step(rate) for _ in range(epochs)]
-    for lr in rates:
-        kept = torch.tensor([[1 - lr * decay, -lr * momentum], [decay, momentum]], dtype=torch.float64) @ kept
-    (w, wv), (vw, v) = kept.tolist()
-    _part(weights[0][0] @ basis.T + w * outside + wv * drifting, parameters[0])
-    _part(velocities[0][0] @ basis.T + vw * outside + v * drifting, moving[0])
+    Descent(mlp, inputs, slope, rate, decay=decay, momentum=momentum, momenta=momenta).advance(epochs)
 
 
 def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "out columns"]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from exhume.architecture import MLP, as_mlp
 from exhume.checkpoint import Checkpoint, check_fits
-from exhume.defence.gradient_descent import descend
+from exhume.defence.gradient_descent import Descent
 from exhume.defence.losses import LOSSES, resolve_loss, targets
 from exhume.errors import InputError, check_seed
 from exhume.networks import NetworkConfig, build
@@ -220,31 +220,32 @@ class _Session:
         self.images, self.labels = problem.images.to(device, dtype), problem.labels.to(device)
         self.held_out, self.held_out_labels = problem.held_out.to(device, dtype), problem.held_out_labels.to(device)
         self.optimiser = _optimiser(list(self.module.parameters()), config)
+        self.descent: Descent | None = None
 
     def advance(self, epochs: int) -> None:
         """Passes over the training set."""
         size = self.config.batch_size or len(self.images)
         mlp = as_mlp(self.module)
         if mlp and mlp.activation == "relu" and size >= len(self.images) and self.config.optimiser == "sgd":
-            self._descend(mlp, epochs)
+            self.descent = self.descent or self._descent(mlp)
+            self.descent.advance(epochs)
             return
         for _ in range(epochs):
             self._epoch(size)
 
-    def _descend(self, mlp: MLP, epochs: int) -> None:
+    def _descent(self, mlp: MLP) -> Descent:
         momenta = None
         if self.config.momentum:
             kept = [self.optimiser.state[parameter] for parameter in self.module.parameters()]
             for state, parameter in zip(kept, self.module.parameters(), strict=True):
                 state.setdefault("momentum_buffer", torch.zeros_like(parameter))
             momenta = [state["momentum_buffer"] for state in kept]
-        descend(
+        return Descent(
             mlp,
             self.module.centre(self.images).flatten(1),
             self._slope,
             self._rate if self.config.lr_over_loss else self.config.lr,
             decay=self.config.weight_decay,
-            epochs=epochs,
             momentum=self.config.momentum,
             momenta=momenta,
         )
