@@ -154,6 +154,16 @@ def record(run: Path, name: str) -> Any:
         ("reconstruct run --checkpoint model.pt --shape 1 2 3 --task binary", "There is no model.pt."),
         ("reconstruct run --checkpoint model.pt --shape 1 2 --task binary", "--shape"),
         ("reconstruct run --checkpoint model.pt --shape 1 2 3 --task ranking", "invalid choice 'ranking'"),
+        ("find-start", "Required"),
+        ("find-start nowhere", "There is no nowhere."),
+        ("find-strat run", "There is no command 'find-strat'; did you mean find-start?"),
+        ("find-start nowhere --wyas all-seeds", "Perhaps you meant: --ways"),
+        ("find-start nowhere --first-seed 7 --last-seed 3", "first_seed and last_seed must be at least 0 and below"),
+        ("find-start nowhere --last-seed 4294967296", "first_seed and last_seed must be at least 0 and below"),
+        ("find-start nowhere --places 0", "offset must be at least 0, and places at least 1"),
+        ("find-start nowhere --threads 0", "threads must be at least 1, not 0."),
+        ("find-start nowhere --seeds -1", "A seed must be at least 0."),
+        ("find-start nowhere --distributions dice", "distributions must be of uniform, normal"),
         ("score run", "There is no run/candidates.json; run `exhume reconstruct` first."),
         ("score run --problem toy-circle", "There is no run/candidates.json; run `exhume reconstruct` first."),
         ("report run", "reconstruct first"),
@@ -451,7 +461,7 @@ def test_the_results_go_to_one_stream_and_the_progress_to_the_other(
     capsys.readouterr()
     main(["reconstruct", "run", *SHORT])
     said = capsys.readouterr()
-    assert re.match(r"All 3 steps are done\. .*Residual .* s\.\n$", said.out)
+    assert re.search(r"\nAll 3 steps are done\. .*Residual .* s\.\n$", said.out)
     assert re.search(r"reconstruct .*100%", said.err)
     main(["score", "run"])
     said = capsys.readouterr()

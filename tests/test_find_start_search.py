@@ -31,6 +31,8 @@ from exhume.errors import InputError
 
 WINDOW = 2**20
 STREAM_WAYS = tuple(WAYS)
+NOWHERE = StartSearch(ways=("all-seeds",), last_seed=9)
+"""A search for a stream that takes no time."""
 
 
 @pytest.fixture(autouse=True)
@@ -378,16 +380,38 @@ def test_the_network_it_was_fine_tuned_from_is_told_among_others(tmp_path: Path)
         optimiser.zero_grad()
         nn.functional.cross_entropy(network(x[batch]), y[batch]).backward()
         optimiser.step()
-    outcome = find_start(network, StartSearch(ways=()), among=read_candidates(tmp_path))
+    outcome = find_start(network, NOWHERE, among=read_candidates(tmp_path))
     assert outcome.start is not None and outcome.start.candidate == "c.pt"
     assert outcome.start.unknown == ("5.weight", "5.bias")
     assert torch.equal(outcome.start.initial["1.weight"], public["c"][1].weight)  # type: ignore[union-attr]
-    assert outcome.sentence.startswith("Found by public-start: c.pt is the start")
+    assert outcome.sentence.startswith("Found by public-start: it shares its start with c.pt")
     others = {name: one for name, one in public.items() if name != "c"}
-    outcome = find_start(network, StartSearch(ways=()), among=others)
+    outcome = find_start(network, NOWHERE, among=others)
     assert outcome.start is None and outcome.log10_p > -3
     with pytest.raises(InputError, match="no generator"):
-        find_start(network, among=public).start.generator(0)  # type: ignore[union-attr]
+        find_start(network, NOWHERE, among=public).start.generator(0)  # type: ignore[union-attr]
+
+
+def test_that_two_networks_learned_the_same_classes_is_no_kinship() -> None:
+    """The order of a last layer's neurons is the classes'; a replaced one takes it over too."""
+    torch.manual_seed(random_seed())
+    public, other = mlp(784, 10), mlp(784, 10)
+    train(public, images=1000)
+    train(other, images=1000)
+    assert matrix_z(values(other)["1.weight"], values(public)["1.weight"]) > 6
+    outcome = find_start(other, NOWHERE, among={"public": public})
+    assert outcome.start is None and outcome.sentence.startswith("Not found")
+    public = mlp(784, 100, 10)
+    train(public, images=1000)
+    for replaced in (True, False):
+        network = mlp(784, 100, 10)
+        network.load_state_dict(public.state_dict())
+        if replaced:
+            network[3] = nn.Linear(100, 10)
+        train(network, adam=False, images=1000)
+        outcome = find_start(network, NOWHERE, among={"public": public})
+        assert outcome.start is not None
+        assert outcome.start.unknown == (("3.weight", "3.bias") if replaced else ())
 
 
 def test_agreement_is_measured_against_shuffled_neurons() -> None:

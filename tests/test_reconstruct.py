@@ -2,9 +2,10 @@
 
 import copy
 import math
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -28,6 +29,7 @@ from exhume import (
     train,
 )
 from exhume.attack.confidence import agreement, confidence
+from exhume.attack.find_start import StartSearch, find_start
 from exhume.attack.search import Begin, Iterate, Search
 from exhume.attack.target import Target
 from exhume.audit.matching import match
@@ -35,7 +37,7 @@ from exhume.audit.scores import score
 from exhume.candidates import Candidates
 from exhume.networks import Task
 from exhume.tuning.objective import exact_gate_residual
-from victims import SMALL, checkpoint
+from victims import SMALL, checkpoint, generator
 
 TASKS: tuple[Task, ...] = get_args(Task)
 
@@ -435,3 +437,66 @@ def test_what_is_wrong_with_a_module_is_a_sentence() -> None:
         "There is no task 'multi'; there are binary, multiclass, regression.",
         *["The centre to search around must be a tensor [c, h, w]."] * 2,
     ]
+
+
+# ---- A start that was found
+
+
+def test_the_start_that_was_found_gives_an_ordinary_network_away() -> None:
+    """In Python alone. Control: held-out digits, and the same attack without the start."""
+    problem = load_problem("mnist-digits", Selection(per_class=3, data_dir="installed"))
+    torch.manual_seed(int.from_bytes(os.urandom(8), "little"))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
+    before = copy.deepcopy(network)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(10):
+        for rows in torch.randperm(30).split(8):
+            optimiser.zero_grad()
+            functional.cross_entropy(network(problem.images[rows]), problem.labels[rows]).backward()
+            optimiser.step()
+    outcome = find_start(network, StartSearch(ways=("generator-state",)))
+    assert outcome.start is not None
+
+    def attack(initial: Mapping[str, Tensor] | nn.Module | None) -> Candidates:
+        method, centre = Exhume(steps=300, per_class=6, restarts=1), torch.full((1, 28, 28), 0.5)
+        return reconstruct(network, method, task="multiclass", centre=centre, initial=initial)
+
+    def count(found: Candidates) -> tuple[int, int]:
+        scores = score(found, problem.images, problem.labels, problem.held_out)
+        return scores.recovered["0.9"], scores.null["0.9"]
+
+    found = attack(outcome.start.initial)
+    came_out, control = count(found)
+    assert came_out >= 27 and control <= 3
+    assert torch.equal(found.images, attack(before).images)
+    came_out, control = count(attack(None))
+    assert came_out <= control + 2
+
+
+def test_a_mapping_is_the_start_of_the_parameters_that_it_names_and_the_others_are_frozen() -> None:
+    whole = checkpoint("multiclass")
+    start = {
+        name: weight + 0.1 * torch.randn(weight.shape, generator=generator()) for name, weight in whole.weights.items()
+    }
+    some = {name: start[name] for name in list(start)[:2]}
+    module = replace(whole, weights=whole.weights | some)
+    asked = replace(SMALL["exhume"], steps=3)
+    by_module = reconstruct(whole, asked, initial=module)
+    for initial in (some, {f"layers.{name}": weight for name, weight in some.items()}, module.weights):
+        assert torch.equal(reconstruct(whole, asked, initial=initial).images, by_module.images)
+    assert not set(by_module.assumptions.layers) & {f"layers.{name}" for name in list(start)[2:]}
+
+
+@pytest.mark.parametrize(
+    ("initial", "hint"),
+    [
+        ({"nothing.weight": torch.zeros(20, 25)}, "it has no nothing.weight of this shape"),
+        ({"1.weight": torch.zeros(20, 24)}, "1.weight of this shape"),
+        ({"1.weight": torch.full((20, 25), torch.nan)}, "not finite"),
+        ({}, "training has added nothing"),
+    ],
+    ids=["name", "shape", "nan", "empty"],
+)
+def test_a_mapping_that_is_no_start_is_refused(initial: dict[str, Tensor], hint: str) -> None:
+    with pytest.raises(InputError, match=hint):
+        reconstruct(checkpoint("multiclass"), SMALL["exhume"], initial=initial)

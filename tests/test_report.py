@@ -26,7 +26,7 @@ from exhume.networks import NetworkConfig, Shape, Task, build
 from exhume.problems import Selection
 from exhume.records import Provenance, read_tensors, write, write_tensors
 from exhume.report import draw
-from exhume.runs.schema import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord, read_record
+from exhume.runs.schema import CandidatesRecord, FoundStart, ProblemRecord, ScoresRecord, TrainingRecord, read_record
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 RAN = Provenance(
@@ -406,3 +406,51 @@ def test_files_that_do_not_fit_are_refused(made: Made) -> None:
     )
     with pytest.raises(InputError, match="do not belong together"):
         draw(made.folder)
+
+
+# ---- The start of training
+
+
+SEEDED = FoundStart(way="all-seeds", seed=123456, place=60_000, candidate=None, log10_p=-21.6, unknown=[], hints=[])
+
+
+def said_of(folder: Path, *, initial: str | None = None, start: FoundStart | None = None) -> str:
+    """The words of a page whose candidates were found with this knowledge."""
+    make_run(folder)
+    record = read_record(folder / "candidates.json", CandidatesRecord)
+    write(folder / "candidates.json", replace(record, initial=initial, start=start))
+    return " ".join("".join(Reader(draw(folder).read_text()).words).split())
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (SEEDED, "seed 123456 of PyTorch\u2019s random generator, after 60,000 draws."),
+        (replace(SEEDED, seed=None), "the state of PyTorch\u2019s random generator."),
+        (replace(SEEDED, seed=None, place=None, candidate="v1.pt"), "it shares its start with the network v1.pt."),
+        (
+            replace(SEEDED, unknown=["5.weight", "5.bias"]),
+            "after 60,000 draws. The chance of a false alarm is below 1e-21. Not found: 5.weight, 5.bias.",
+        ),
+    ],
+    ids=["seed", "state", "public", "unknown"],
+)
+def test_a_start_that_was_found_is_on_the_page(tmp_path: Path, start: FoundStart, words: str) -> None:
+    said = said_of(tmp_path, initial="0" * 16, start=start)
+    assert "The weights, the task" in said and "those that its training began with" not in said
+    assert "Found in them What its training began with: " in said and words in said
+    assert "The chance of a false alarm is below 1e-21" in said
+    assert "What training added to 1.weight" in said
+
+
+def test_what_the_search_for_the_start_was_given_is_on_the_page(tmp_path: Path) -> None:
+    start = replace(SEEDED, hints=["a range of seeds", "3 seeds to try"])
+    assert "the 3 classes, a range of seeds, 3 seeds to try. No training" in said_of(
+        tmp_path, initial="0" * 16, start=start
+    ).replace(", the mean training image", "")
+
+
+def test_a_start_that_was_given_or_is_unknown_is_not_said_to_be_found(tmp_path: Path) -> None:
+    given, unknown = said_of(tmp_path / "given", initial="0" * 16), said_of(tmp_path / "unknown")
+    assert "The weights, those that its training began with, the task" in given and "Found in them" not in given
+    assert "began with" not in unknown and "Found in them" not in unknown and "What training added" not in unknown

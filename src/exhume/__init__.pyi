@@ -1,5 +1,8 @@
+from .attack.find_start import SearchOutcome as SearchOutcome
+from .attack.find_start import Start as Start
 from .attack.find_start import StartSearch as StartSearch
 from .attack.find_start import find_start as find_start
+from .attack.find_start import read_candidates as read_candidates
 from .attack.methods import METHODS as METHODS
 from .attack.methods import Exhume as Exhume
 from .attack.methods import Reference as Reference

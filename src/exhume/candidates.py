@@ -70,6 +70,9 @@ class Candidates:
     candidate accounts for; confidence: [m], the chance that the candidate shows a training image, judged by another
     search that found it too (largest first is the order to look at them in when no truth is at hand; NaN: unknown);
     status: "done" or "diverged", with `message` as a sentence.
+
+        candidates = exhume.reconstruct(exhume.load_checkpoint("runs/demo"))
+        likeliest = candidates.images[candidates.confidence.nan_to_num().argsort(descending=True)[:10]]
     """
 
     images: Images
@@ -87,6 +90,8 @@ def join(several: Sequence[Candidates]) -> Candidates:
     """All candidates of several reconstructions of one network, in the order given.
 
     History, assumptions, status and message are the first's; near-duplicates are kept (`matching.merge` finds them).
+
+        both = exhume.join([exhume.reconstruct(checkpoint, exhume.Exhume(seed=seed)) for seed in (0, 1)])
 
     Raises:
         InputError: there are none to join, or their images differ in shape.

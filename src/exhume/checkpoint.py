@@ -22,6 +22,9 @@ class Checkpoint:
 
     weights: tensors by the names of `networks.build`'s modules; centre: the training mean, [c, h, w] in [0, 1];
     classes: the names of the classes, in the order of the outputs (binary: of labels 0 and 1).
+
+        checkpoint = exhume.load_checkpoint("runs/demo")
+        outputs = checkpoint.build()(images)  # [n, outputs], of images in [0, 1]
     """
 
     network: NetworkConfig
@@ -107,7 +110,13 @@ class _Description:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Writes checkpoint.safetensors and checkpoint.json into `folder`."""
+    """Writes checkpoint.safetensors and checkpoint.json into `folder`, which is made if it is not there.
+
+        exhume.save_checkpoint(exhume.train(problem).checkpoint, Path("runs/mine"))
+
+    Raises:
+        InputError: a file cannot be written.
+    """
     tensors = {"centre": checkpoint.centre, **{f"layers.{k}": v for k, v in checkpoint.weights.items()}}
     write_tensors(folder / "checkpoint.safetensors", tensors)
     description = _Description(
@@ -121,6 +130,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
 
 def load_checkpoint(folder: Path | str) -> Checkpoint:
     """Reads what `save_checkpoint` wrote.
+
+        checkpoint = exhume.load_checkpoint("runs/demo")
 
     Raises:
         InputError: a file is missing, damaged, or the two do not belong together.
@@ -148,6 +159,8 @@ def load_state_dict(
     """Reads a plain .pt / .pth state dict of a dense network, also `{"state_dict": {"layers.0.weight": ...}}`.
 
     No code in the file is run (`weights_only=True`). The layers are the two-dimensional weights in the file's order.
+
+        checkpoint = exhume.load_state_dict(Path("digits.pth"), shape=(1, 28, 28), task="multiclass")
 
     Args:
         shape: (channels, height, width) of an image.

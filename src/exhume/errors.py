@@ -8,6 +8,11 @@ class InputError(ValueError):
     """Something the caller gave cannot be used; the message is one sentence that says what and how to mend it.
 
     The command line prints the sentence and exits with code 2. Numerical failure is never this: it is a `status`.
+
+        try:
+            problem = exhume.load_problem("my-photographs")
+        except exhume.InputError as error:
+            print(error)
     """
 
 

@@ -26,7 +26,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """Which network to train."""
+    """Which network to train.
+
+    In Python:
+
+        exhume.train(problem, network=exhume.NetworkConfig(widths=(500,)))
+    """
 
     kind: str = "mlp"
     """A row of NETWORKS: mlp or cnn."""

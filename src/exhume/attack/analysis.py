@@ -78,7 +78,7 @@ REGIMES: dict[str, Regime] = {
         counts_images=True,
     ),
     "known start, inexact": Regime(
-        chosen_when="the start is known, and the first layer's change has many directions (Adam, features that moved)",
+        chosen_when="the start is known, and the first layer's change has many directions, or layers before it changed",
         every_layer=False,
         contribution_error=0.5,
         floor=0.2,
@@ -88,15 +88,16 @@ REGIMES: dict[str, Regime] = {
 }
 """The regimes; docs/theory.md shows the same table with the reasons.
 
-0.26 was measured at the true images of b2 to b7 of the benchmark; its half, and the floor, were chosen on b8-decay and
-b1 to b3; the row of inexact starts was chosen on b10 with its start known. Columns are rescaled for images only: the
-features behind a head have no mean image.
+0.26 was measured at the true images of b2 to b7 of the benchmark. Its half was chosen on b8-decay, and counted on b1
+and b4; the floor on b8-decay, b1 to b3 and b6; the row of inexact starts on b10 with its start known. Columns are
+rescaled for images only: the features behind a head have no mean image. docs/theory.md lists what was chosen where.
 """
 
 SMOOTHNESS = 4e-6
-"""Weight of a photograph's total variation against one layer's residual. Chosen on b5, b7 and b8 of the benchmark."""
+"""Weight of a photograph's total variation against one layer's residual. Chosen on b5, b7, b8 and b8-decay; that digits
+have none on b1 to b3."""
 BINARY_PRIOR = 5.0
-"""Weight of grey in images that are black or white, against the weighted error. Chosen on b1 to b4 and b6."""
+"""Weight of grey in images that are black or white, against the weighted error. Chosen on b1 to b4, b6 and b6-decay."""
 IMAGES_GUESSED = 100
 """Training images assumed where neither the settings nor the weights tell."""
 BLANK = 0.02

@@ -11,8 +11,8 @@ from exhume.candidates import Assumptions, Images
 from exhume.metrics import measure_of, similarity
 
 CALIBRATION = (-6.9, 4.3)
-"""Intercept and slope of the log-odds against -log10(1 - agreement): a logistic fit (-6.34, 4.29) to the candidates of
-b2 of the benchmark that explain enough, rounded to the modest side. Least comes out of b2 of all rows."""
+"""Intercept and slope of the log-odds against -log10(1 - agreement): a logistic fit (-6.88, 4.46) to the candidates of
+b2 of the benchmark that explain enough, rounded towards lower confidence. Least comes out of b2 of all rows."""
 
 ENOUGH = 0.3
 """Share of the weights that a candidate must explain, relative to the median of its search's, to have a chance at all.

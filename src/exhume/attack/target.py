@@ -90,7 +90,9 @@ def make_target(
     if isinstance(initial, Checkpoint) and isinstance(attacked, Checkpoint):
         check_alike(initial, attacked)
     if isinstance(initial, Mapping):
-        return with_known_init(target, with_values(target.network, initial))
+        own = attacked.weights if isinstance(attacked, Checkpoint) else {}  # a checkpoint names its layers' parameters
+        values = {f"layers.{name}" if name in own else name: value for name, value in initial.items()}
+        return with_known_init(target, with_values(target.network, values))
     before = initial.build() if isinstance(initial, Checkpoint) else initial
     if not isinstance(before, nn.Module):
         raise InputError(f"The initial weights must be a checkpoint or a module, not {type(before).__name__}.")

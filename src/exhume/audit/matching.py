@@ -47,6 +47,10 @@ class Vote:
 def match(candidates: Candidates | Images, images: Float[Tensor, "n c h w"]) -> Matches:
     """Finds each image's nearest candidate, and the best one-to-one assignment of candidates to images.
 
+        >>> images = torch.eye(4).reshape(4, 1, 2, 2)
+        >>> match(images.flip(0), images).assigned
+        tensor([3, 2, 1, 0])
+
     Raises:
         InputError: there are no candidates or no images, their shapes differ, or an image leaves [0, 1].
     """

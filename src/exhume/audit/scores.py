@@ -117,6 +117,9 @@ def score(
 ) -> Scores:
     """Counts the training images that came out, beside as many held-out images scored in exactly the same way.
 
+        scores = exhume.score(candidates, problem.images, problem.labels, problem.held_out)
+        print(scores.recovered["0.9"], scores.null["0.9"], scores.p_value)
+
     Args:
         candidates: what was found; images of any other origin are scored in the same way.
         images, labels: the training set, images in [0, 1].
@@ -156,7 +159,12 @@ def score(
 
 
 def sentence(scores: Counts) -> str:
-    """Says in one sentence how much came out and how surprising that is."""
+    """Says in one sentence how much came out and how surprising that is.
+
+    A p-value of 0.05 or more, or a share no larger than that of the held-out images, counts as chance.
+
+        print(exhume.sentence(exhume.score(candidates, images, labels, held_out)))
+    """
     recovered, null = scores.recovered["0.9"], scores.null["0.9"]
     measure = "NCC" if scores.measure == "ncc" else "agreement"
     counts = (

@@ -189,8 +189,11 @@ class Reconstruct:
                 overwrite=self.overwrite,
                 progress_callback=progress_callback,
             )
-        if record.start is not None:
-            console.print(read_record(self.run / "start.json", StartRecord).sentence, markup=False, soft_wrap=True)
+        if self.find_start and self.initial is None and isinstance(self.settings, Exhume):
+            start = read_record(self.run / "start.json", StartRecord)
+            console.print(start.sentence, markup=False, soft_wrap=True)
+            if start.found is not None and record.start is None:
+                console.print("It is not used: weights of other layers than the last are not among it.", soft_wrap=True)
         last = record.history[-1] if record.history else None
         residual = f" Residual {last.residual:.2e}," if last else ""
         console.print(f"{record.message}{residual} {record.provenance.seconds:.0f} s.", soft_wrap=True)
@@ -242,6 +245,8 @@ class FindStart:
 
     def __call__(self) -> None:
         if self.run.is_dir():
+            if self.out is not None:
+                raise InputError("--out is for a file of weights; a run's initial values are in its start.safetensors.")
             with bars() as progress_callback:
                 record = find_start_run(
                     self.run,

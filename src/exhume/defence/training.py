@@ -21,7 +21,12 @@ from exhume.progress import Progress, ProgressCallback, no_op
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How to train."""
+    """How to train.
+
+    In Python:
+
+        exhume.train(problem, exhume.TrainingConfig(epochs=500, lr=0.1))
+    """
 
     loss: str | None = None
     """A row of LOSSES: bce, ce, mse, huber or l2.5; None: bce for binary, ce for multiclass, mse for regression."""
@@ -137,6 +142,9 @@ def train(
     keep: Callable[[TrainingState], None] = lambda _: None,
 ) -> Trained:
     """Trains `network` (None: the problem's own) on the problem's images by gradient descent.
+
+        trained = exhume.train(exhume.load_problem("mnist-digits"), exhume.TrainingConfig(epochs=500))
+        print(trained.message, trained.history[-1].loss)
 
     Args:
         initial: a trained network to begin with (fine-tuning), centred as it is; None: fresh weights from the seed.

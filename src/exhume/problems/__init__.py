@@ -39,7 +39,12 @@ INSTALLED = "installed"
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which part of a data set is trained on."""
+    """Which part of a data set is trained on.
+
+    In Python:
+
+        exhume.load_problem("mnist-digits", exhume.Selection(per_class=5))
+    """
 
     per_class: int | None = None
     """Training images of each class, the first in the data set's order; None: the problem's own number."""
@@ -63,6 +68,11 @@ class Problem:
     images: [n, c, h, w] in [0, 1]; labels: [n], class indices (binary: 0 or 1), or real targets for regression;
     held_out, held_out_labels: the same for images the network never sees, for the null control and the accuracy;
     network: the default network; source: where the data came from, in words.
+
+        mine = exhume.Problem(
+            name="mine", images=images, labels=labels, held_out=others, held_out_labels=their_labels, task="binary",
+            classes=("cat", "dog"), network=exhume.NetworkConfig(), source="my photographs",
+        )
     """
 
     name: str
@@ -91,6 +101,10 @@ class Problem:
 
 def load_problem(name: str, selection: Selection | None = None) -> Problem:
     """Loads a problem by its name, or from the user's .py file, folder of images or .npz file that `name` is a path to.
+
+        >>> problem = load_problem("mnist-digits", Selection(per_class=5, data_dir="installed"))
+        >>> problem.images.shape
+        torch.Size([50, 1, 28, 28])
 
     Raises:
         InputError: the name is unknown, or the data cannot be found or read, or hold fewer images or classes than asked

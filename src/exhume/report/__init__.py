@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from exhume.attack.find_start import chance
 from exhume.audit.matching import merge
 from exhume.audit.scores import Counts, sentence
 from exhume.errors import InputError
@@ -14,7 +15,7 @@ from exhume.metrics import measure_of
 from exhume.networks import NetworkConfig, Task
 from exhume.records import read_tensors, replace_file
 from exhume.report import figures
-from exhume.runs.schema import CandidatesRecord, ScoresRecord, TrainingRecord, read_record
+from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord, TrainingRecord, read_record
 from exhume.runs.store import read_candidate_tensors
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Contents:
     candidates: dict[str, Tensor]
     training: TrainingRecord | None
     scores: ScoresRecord | None
+    start: StartRecord | None
     truth: dict[str, Tensor]
 
 
@@ -98,9 +100,16 @@ def _contents(run: Path) -> Contents:
         found=found,
         candidates=read_candidate_tensors(run),
         training=_optional(run / "training.json", TrainingRecord),
+        start=_start(run, found),
         scores=scores,
         truth=truth,
     )
+
+
+def _start(run: Path, found: CandidatesRecord) -> StartRecord | None:
+    """What was told of the network's start, unless the attacker was given it."""
+    record = _optional(run / "start.json", StartRecord) if found.initial is None or found.start else None
+    return record if record and record.checkpoint == found.checkpoint else None
 
 
 def _optional(path: Path, kind: type[T]) -> T | None:
@@ -131,6 +140,7 @@ def _context(run: Contents) -> dict[str, Any]:
         "run": run,
         "sentence": sentence(run.scores) if run.scores else None,
         "measure": "agreement" if points else "NCC",
+        "chance": chance(run.found.start.log10_p).replace("<", "below") if run.found.start else None,
         "sizes": [images[0].numel(), *published.network.widths, outputs],
         "parameters": sum(tensor.numel() for name, tensor in run.weights.items() if name != "centre"),
         "mean_known": bool(run.weights["centre"].any()),

@@ -172,7 +172,8 @@ def reconstruct_run(
     path, known = folder / "candidates.json", initial.fingerprint if initial else None
     before = read_record(path, CandidatesRecord) if path.exists() and not overwrite else None
     if before is not None and (before.method, before.initial) != (method, known):
-        raise InputError(f"{folder} already holds candidates of other settings; add --overwrite or use another folder.")
+        why = "of other settings" if before.method != method else "for another start of training, or for none"
+        raise InputError(f"{folder} already holds candidates {why}; add --overwrite or use another folder.")
     start = time.perf_counter()
     candidates = reconstruct(checkpoint, method, initial=initial, device=place, progress_callback=progress_callback)
     seconds = time.perf_counter() - start

@@ -55,8 +55,9 @@ class FoundStart:
     """A start of training that was found in the weights.
 
     way: a row of WAYS, or "public-start"; seed, place: of PyTorch's generator, and how many outputs were drawn before
-    the network; candidate: the public network; log10_p: the bound on the chance of a false alarm, over all trials;
-    unknown: parameters that did not match, taken as frozen.
+    the first parameter that matches; candidate: the public network; log10_p: the bound on the chance of a false alarm,
+    over all trials; unknown: parameters that did not match; hints: what the search was given besides the weights, in
+    words.
     """
 
     way: str
@@ -65,6 +66,7 @@ class FoundStart:
     candidate: str | None
     log10_p: float
     unknown: list[str]
+    hints: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from exhume.attack.find_start import SearchOutcome, StartSearch, Sweep, find_start, read_candidates
+from exhume.attack.find_start import (
+    SearchOutcome,
+    StartSearch,
+    Sweep,
+    find_start,
+    read_candidates,
+    sweep_digest,
+    trained_network,
+)
 from exhume.attack.methods import Exhume
 from exhume.attack.target import make_target
 from exhume.checkpoint import Checkpoint, load_checkpoint
@@ -48,12 +57,16 @@ def find_start_run(
     checkpoint, place = load_checkpoint(folder), choose_device(device)
     search = replace(search or StartSearch(), device=place.type)
     networks = {} if among is None else read_candidates(among)
-    path = folder / FILES["start"][0]
+    path, weights = folder / FILES["start"][0], _by_name(checkpoint)
     if path.exists() and not overwrite:
         before = read_record(path, StartRecord)
-        if before.checkpoint != checkpoint.fingerprint or (before.search, before.among) != (search, list(networks)):
+        same = (_question(before.search), before.among) == (_question(search), list(networks))
+        if before.checkpoint != checkpoint.fingerprint or not same:
             raise InputError(f"{folder} already holds another search for the start; add --overwrite.")
         return before
+    if overwrite:
+        for name in FILES["start"]:
+            (folder / name).unlink(missing_ok=True)
     start, saved = time.perf_counter(), time.monotonic()
 
     def keep(sweep: Sweep) -> None:
@@ -63,10 +76,10 @@ def find_start_run(
             saved = time.monotonic()
 
     outcome = find_start(
-        _by_name(checkpoint),
+        weights,
         search,
         among=networks or None,
-        resume=None if overwrite else _interrupted(folder),
+        resume=_interrupted(folder, sweep_digest(trained_network(weights), search)),
         keep=keep,
         progress_callback=progress_callback,
     )
@@ -75,7 +88,7 @@ def find_start_run(
         checkpoint=checkpoint.fingerprint,
         search=search,
         among=list(networks),
-        found=_found(outcome),
+        found=_found(outcome, search, len(networks)),
         tried=list(outcome.tried),
         evidence=list(outcome.evidence),
         sentence=outcome.sentence,
@@ -91,29 +104,64 @@ def find_start_run(
 def start_of(
     folder: Path, *, device: str = "auto", progress_callback: ProgressCallback = no_op
 ) -> tuple[Checkpoint, FoundStart] | None:
-    """What the folder's training began with, as far as its weights show; None if they do not.
+    """What the folder's training began with, as far as its weights show; None if they do not, or not enough.
 
-    What was looked for before is not looked for again. Parameters that did not match keep their trained values.
+    A start that was found before is taken; so is that none was found, if it was looked for by as many ways.
     """
     checkpoint, path = load_checkpoint(folder), folder / FILES["start"][0]
     record = read_record(path, StartRecord) if path.exists() else None
-    if record is None or record.checkpoint != checkpoint.fingerprint:
-        search = StartSearch(ways=ways_for(checkpoint))
+    search = StartSearch(ways=ways_for(checkpoint))
+    told = record is not None and record.checkpoint == checkpoint.fingerprint
+    if record is None or not told or (record.found is None and not _covers(record.search, search)):
         record = find_start_run(
             folder, search, device=device, overwrite=record is not None, progress_callback=progress_callback
         )
-    if record.found is None:
+    if record.found is None or not is_enough(checkpoint, record.found):
         return None
-    initial = read_tensors(folder / FILES["start"][1])
-    weights = {name: initial.get(name, trained).to(trained) for name, trained in checkpoint.weights.items()}
-    return replace(checkpoint, weights=weights), record.found
+    return completed(checkpoint, read_tensors(folder / FILES["start"][1])), record.found
+
+
+def is_enough(checkpoint: Checkpoint, found: FoundStart) -> bool:
+    """Whether a start can be attacked with: all weights but the last layer's must be known.
+
+    A first layer that was initialised in another way would count as frozen, and the images would be lost.
+    """
+    *weights, _ = (name for name, parameter in _by_name(checkpoint).items() if parameter.ndim > 1)
+    return not set(weights) & set(found.unknown)
+
+
+def completed(checkpoint: Checkpoint, initial: Mapping[str, Tensor]) -> Checkpoint:
+    """The checkpoint with its initial values.
+
+    A bias that is not known, of a layer whose weight is, began at 0: no draw fits it. Other parameters that are not
+    known keep their trained values, as if training had frozen them.
+    """
+    weights = {}
+    for name, trained in checkpoint.weights.items():
+        layer, _, kind = name.rpartition(".")
+        at_zero = kind == "bias" and f"{layer}.weight" in initial
+        weights[name] = initial.get(name, torch.zeros_like(trained) if at_zero else trained).to(trained)
+    return replace(checkpoint, weights=weights)
 
 
 def ways_for(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The ways that are worth their time for a network."""
-    found = Exhume().analyse(make_target(checkpoint))
-    noisy = found is not None and found.assumptions.regime == "default initialisation"
+    """The ways that are worth their time for a network: a small convolution has too few weights to show its noise."""
+    first = next(parameter for parameter in _by_name(checkpoint).values() if parameter.ndim > 1)
+    found = Exhume().analyse(make_target(checkpoint)) if first.ndim == 2 else None
+    noisy = first.ndim > 2 or (found is not None and found.assumptions.regime == "default initialisation")
     return (*ALWAYS, WHERE_NOISE_SHOWS) if noisy else ALWAYS
+
+
+def _question(search: StartSearch) -> StartSearch:
+    """A search without what does not change its answer."""
+    return replace(search, device="cpu", threads=None)
+
+
+def _covers(done: StartSearch, wanted: StartSearch) -> bool:
+    """Whether a search looked wherever another would."""
+    alike = replace(done, ways=wanted.ways, seeds=wanted.seeds, places=wanted.places)
+    more = set(wanted.ways) <= set(done.ways) and done.places >= wanted.places
+    return more and _question(alike) == _question(wanted)
 
 
 def _by_name(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
@@ -121,7 +169,7 @@ def _by_name(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     return {name: parameter.detach() for name, parameter in checkpoint.build().layers.named_parameters()}
 
 
-def _found(outcome: SearchOutcome) -> FoundStart | None:
+def _found(outcome: SearchOutcome, search: StartSearch, networks: int) -> FoundStart | None:
     start = outcome.start
     if start is None:
         return None
@@ -132,12 +180,26 @@ def _found(outcome: SearchOutcome) -> FoundStart | None:
         candidate=start.candidate,
         log10_p=outcome.log10_p,
         unknown=list(start.unknown),
+        hints=_hints(search, networks),
     )
 
 
-def _interrupted(folder: Path) -> Sweep | None:
-    """Where an interrupted sweep goes on; its digest says of which question it is."""
+def _hints(search: StartSearch, networks: int) -> list[str]:
+    """What a search was given besides the weights, in words."""
+    whole = (StartSearch().first_seed, StartSearch().last_seed)
+    given = (
+        (networks > 0, f"{networks} networks to compare with"),
+        (bool(search.seeds), f"{len(search.seeds)} seeds to try"),
+        (search.offset > 0, "how much was drawn before the network"),
+        ((search.first_seed, search.last_seed) != whole, "a range of seeds"),
+    )
+    return [words for holds, words in given if holds]
+
+
+def _interrupted(folder: Path, digest: str) -> Sweep | None:
+    """Where an interrupted sweep over the question of this digest goes on; None: it begins anew."""
     try:
-        return read_record(folder / SWEEP, Sweep) if (folder / SWEEP).exists() else None
-    except InputError:  # damaged by a kill: the sweep begins anew
+        kept = read_record(folder / SWEEP, Sweep) if (folder / SWEEP).exists() else None
+    except InputError:  # damaged
         return None
+    return kept if kept is not None and kept.digest == digest else None

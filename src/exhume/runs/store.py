@@ -43,6 +43,8 @@ FILES = {
 def read_training(folder: Path) -> TrainingRecord:
     """The record of a finished training.
 
+        loss = exhume.read_training(Path("runs/demo")).history[-1].loss
+
     Raises:
         InputError: there is none, or it is still under way.
     """
@@ -58,6 +60,8 @@ def read_training(folder: Path) -> TrainingRecord:
 
 def load_truth(record: TrainingRecord, data_dir: str | None = None) -> Problem:
     """The problem a run was trained on, loaded again.
+
+        problem = exhume.load_truth(exhume.read_training(Path("runs/demo")))
 
     Args:
         data_dir: where its data are now; None: where they were.
@@ -81,6 +85,8 @@ CANDIDATE_TENSORS = ("images", "labels", "multipliers", "explained", "confidence
 
 def load_candidates(folder: Path, of: Path | None = None) -> tuple[Candidates, CandidatesRecord]:
     """The candidates in a folder and their record.
+
+        candidates, record = exhume.load_candidates(Path("runs/demo"))
 
     Args:
         of: the run whose checkpoint they must have been found in, where the folder holds candidates alone; None: the

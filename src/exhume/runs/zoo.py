@@ -47,6 +47,9 @@ class Entry:
 def list_zoo(folder: Path = Path("zoo"), names: Sequence[str] = ()) -> list[Entry]:
     """The entries of a zoo, by name.
 
+        for entry in exhume.list_zoo(Path("zoo")):
+            print(entry.name, entry.layers)
+
     Args:
         names: only these; none: all.
 

@@ -53,7 +53,13 @@ RESIDUAL = Judge(name="residual", words="chosen by the weights alone, without th
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """How to search for settings."""
+    """How to search for settings.
+
+    In Python:
+
+        config = exhume.SweepConfig(trials=50)
+        *_, trials = exhume.sweep(checkpoint, config, method, journal=path)
+    """
 
     trials: int = 20
     """Trials to finish in all; those of an interrupted or earlier search of the same settings count."""
@@ -121,6 +127,10 @@ def sweep(
     keep: Keep = _forget,
 ) -> Iterator[list[Trial]]:
     """Searches until `config.trials` trials are finished; yields, at the start and whenever a trial ends, all of them.
+
+        config, method = exhume.SweepConfig(trials=50), exhume.Exhume(restarts=1)
+        *_, trials = exhume.sweep(checkpoint, config, method, journal=Path("runs/demo/my.journal"))
+        best = min((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value)
 
     Args:
         method: the settings that are not searched; its seed is also the sampler's.

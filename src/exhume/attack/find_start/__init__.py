@@ -13,9 +13,10 @@ normal ones; a second initialisation over the first; float32, and float64 if it 
 uniform ones in float32, and weights that no decay has shrunk and no half precision has rounded.
 """
 
+from exhume.attack.find_start.all_seeds import sweep_digest
 from exhume.attack.find_start.attempt import StartSearch, Sweep
 from exhume.attack.find_start.draws import DISTRIBUTIONS, INITIALISATIONS
-from exhume.attack.find_start.evidence import Evidence
+from exhume.attack.find_start.evidence import Evidence, chance
 from exhume.attack.find_start.layers import TrainedLayer, TrainedNetwork, trained_network
 from exhume.attack.find_start.public_start import read_candidates, read_state
 from exhume.attack.find_start.search import WAYS, SearchOutcome, Start, WayTried, find_start
@@ -34,8 +35,10 @@ __all__ = [
     "TrainedLayer",
     "TrainedNetwork",
     "WayTried",
+    "chance",
     "find_start",
     "read_candidates",
     "read_state",
+    "sweep_digest",
     "trained_network",
 ]

@@ -43,9 +43,7 @@ def search(network: TrainedNetwork, settings: StartSearch, context: Context) -> 
     """
     row = settings.rows[0]
     line, own = _line(network, row)
-    digest = hashlib.sha256(
-        f"{row.name} {settings.offset} {settings.first_seed}".encode() + line.numpy().tobytes()
-    ).hexdigest()[:16]
+    digest = sweep_digest(network, settings)
     done, survivors = settings.first_seed, list[tuple[int, float]]()
     if context.resume is not None:
         if context.resume.digest != digest:
@@ -68,6 +66,13 @@ def search(network: TrainedNetwork, settings: StartSearch, context: Context) -> 
     count = end - settings.first_seed
     said = f"{count:,} of {2**32:,} seeds with {settings.offset:,} outputs drawn before the network"
     return Attempt(trials=count, said=said, hypotheses=tuple(ranked[:BEST]))
+
+
+def sweep_digest(network: TrainedNetwork, settings: StartSearch) -> str:
+    """Of what a sweep compares: weights, distribution, offset and first seed. Only a sweep of the same one goes on."""
+    row = settings.rows[0]
+    asked = f"{row.name} {settings.offset} {settings.first_seed}".encode()
+    return hashlib.sha256(asked + _line(network, row)[0].numpy().tobytes()).hexdigest()[:16]
 
 
 def scanner(line: Tensor, row: Distribution, settings: StartSearch) -> tuple[Scan, int]:

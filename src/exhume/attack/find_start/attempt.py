@@ -22,14 +22,23 @@ ALL_SEEDS = 2**32
 
 @dataclass(frozen=True, kw_only=True)
 class StartSearch:
-    """Where to look for the start of a training."""
+    """Where to look for the start of a training.
+
+    In Python:
+
+        exhume.find_start(network, exhume.StartSearch(ways=("all-seeds",)))
+    """
 
     ways: tuple[str, ...] = ("generator-state", "likely-seeds", "all-seeds", "likely-seeds-anywhere")
-    """Rows of WAYS, tried in this order until one finds the start."""
+    """Rows of WAYS, tried in this order until one finds the start. generator-state: the generator's state, solved from
+    weights that training never moved. likely-seeds: seeds that people use, with few outputs drawn before the network;
+    the famous ones with up to `places`. all-seeds: all of PyTorch's 2^32 seeds, with `offset` outputs drawn before.
+    likely-seeds-anywhere: the seeds below 65,536, with up to `places` outputs drawn before."""
     seeds: tuple[int, ...] = ()
     """Seeds to try beside those that people use; only their low 32 bits count."""
     places: int = 2**22
-    """Likely seeds are tried wherever no more than so many 32-bit outputs were drawn before the network."""
+    """likely-seeds (its famous seeds) and likely-seeds-anywhere: fewer 32-bit outputs than this were drawn before the
+    network."""
     first_seed: int = 0
     """all-seeds begins here."""
     last_seed: int = ALL_SEEDS - 1
@@ -37,13 +46,16 @@ class StartSearch:
     offset: int = 0
     """all-seeds: 32-bit outputs that were drawn before the network."""
     distributions: tuple[str, ...] = ("uniform", "normal")
-    """Rows of DISTRIBUTIONS that initial weights may have been drawn from; all-seeds takes the first alone."""
+    """What the initial weights may have been drawn from: uniform or normal (float32), uniform-float64 or normal-float64
+    (drawn in double precision). all-seeds tries the first alone; generator-state always looks for uniform."""
     device: str = "cpu"
     """all-seeds computes here: cpu, or cuda."""
     threads: int | None = None
     """Processor cores to use; None: all that this process may use."""
 
     def __post_init__(self) -> None:
+        if not self.ways:
+            raise InputError("ways must name one way at least.")
         unknown = [row for row in self.distributions if row not in DISTRIBUTIONS]
         if unknown or not self.distributions:
             raise InputError(f"distributions must be of {', '.join(DISTRIBUTIONS)}, not {self.distributions}.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -58,11 +59,11 @@ class TrainedNetwork:
         return {name: tensor for layer in self.layers for name, tensor in layer.parameters.items()}
 
 
-def trained_network(source: nn.Module | Mapping[str, Tensor] | Sequence[TrainedLayer]) -> TrainedNetwork:
+def trained_network(source: Checkpoint | nn.Module | Mapping[str, Tensor] | Sequence[TrainedLayer]) -> TrainedNetwork:
     """The layers of a network: its weights of two dimensions (linear) or more (convolutions), in order.
 
     Args:
-        source: a module, its state dict, or layers that someone has put together by hand.
+        source: a checkpoint, a module, its state dict, or layers that someone has put together by hand.
 
     Raises:
         InputError: there is no such layer, or a weight is not finite or holds no values yet.
@@ -71,6 +72,8 @@ def trained_network(source: nn.Module | Mapping[str, Tensor] | Sequence[TrainedL
         >>> [layer.name for layer in trained_network(torch.nn.Sequential(torch.nn.Linear(3, 2))).layers]
         ['0']
     """
+    if isinstance(source, Checkpoint):
+        source = dict(source.build().layers.named_parameters())
     if isinstance(source, nn.Module):
         tensors: dict[str, Tensor] = dict(source.named_parameters())
         if any(isinstance(tensor, UninitializedParameter) or tensor.is_meta for tensor in tensors.values()):

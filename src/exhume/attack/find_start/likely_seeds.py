@@ -40,7 +40,7 @@ STEPS_Z = (2.5, 3.0, 3.5, 4.0)
 """z below which a place is dropped after 32, 64, 96, and 128 or more weights; ordinary training leaves 5 at 64."""
 SURE_Z = 12.0
 """No false place gets there in 2^50 trials, so that nothing else need be tried."""
-FALSE = 100
+MOST_FALSE_PLACES = 100
 """So many false places at most may pass the second test, in all: each costs a replay of the network."""
 SMALLEST = 32
 """A layer of fewer weights is not looked for by itself."""
@@ -93,7 +93,7 @@ def _scan_all(
     network: TrainedNetwork, settings: StartSearch, context: Context, plans: list[Plan], said: str
 ) -> Attempt:
     total = sum(len(seeds) * places for seeds, places, _, _ in plans)
-    enough = math.sqrt(2 * math.log(max(total / FALSE, 2.0)))
+    enough = math.sqrt(2 * math.log(max(total / MOST_FALSE_PLACES, 2.0)))
     hypotheses: list[Hypothesis] = []
     done, began = 0, time.monotonic()
     parts = ((plan, part) for plan in plans for part in _parts(plan))

@@ -10,17 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exhume.attack.find_start.evidence import LOG10_SURE, Evidence, Verdict, compare, log10_p
+from exhume.attack.find_start.evidence import LOG10_FOUND, Evidence, Verdict, compare, log10_p
 from exhume.attack.find_start.layers import TrainedNetwork
 from exhume.errors import InputError
 
-Candidates = Mapping[str, nn.Module | Mapping[str, Tensor]]
+PublicNetworks = Mapping[str, nn.Module | Mapping[str, Tensor]]
 """Networks or their state dicts, by any name."""
+LAST_IS_KEPT = 0.9
+"""Correlation from which a last layer is the start's: one that was replaced and learned the same classes has 0.73."""
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 def read_candidates(folder: Path | str) -> dict[str, Mapping[str, Tensor]]:
     """The state dicts of a folder's files (.pt, .pth, .bin, .ckpt, .safetensors), by file name; no code in them runs.
+
+        outcome = exhume.find_start(network, among=exhume.read_candidates("public-models"))
 
     Raises:
         InputError: there is no such folder, no such file in it, or one cannot be read.
@@ -38,7 +42,6 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     Raises:
         InputError: there is no such file, or it is no plain state dict.
     """
-    from safetensors import SafetensorError  # noqa: PLC0415
     from safetensors.torch import load_file  # noqa: PLC0415
 
     try:
@@ -49,8 +52,11 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         )
     except FileNotFoundError:
         raise InputError(f"There is no {path}.") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is no plain state dict: {str(error).strip().partition(chr(10))[0]}") from None
+    except Exception as error:  # a damaged file makes the unpickler stumble in any way
+        if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error):
+            raise InputError(f"{path} is no plain state dict: it holds more than tensors.") from None
+        detail = str(error).strip().partition("\n")[0]
+        raise InputError(f"{path} is no plain state dict: {detail or 'it is damaged'}") from None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
@@ -73,7 +79,7 @@ class PublicStart:
         return log10_p(max((row.z for row in self.evidence), default=0.0), self.trials)
 
 
-def closest(network: TrainedNetwork, candidates: Candidates) -> PublicStart:
+def closest(network: TrainedNetwork, candidates: PublicNetworks) -> PublicStart:
     """The candidate whose neurons agree best with the network's, one by one.
 
     Raises:
@@ -98,28 +104,38 @@ def closest(network: TrainedNetwork, candidates: Candidates) -> PublicStart:
 
 
 def _evidence(network: TrainedNetwork, initial: Mapping[str, Tensor]) -> tuple[Evidence, ...]:
-    """The evidence of each parameter; a bias follows its weight."""
-    rows = []
+    """The evidence of each parameter; a bias follows its weight.
+
+    The order of the last layer's neurons is the classes', whatever the start: it follows the layers before it.
+    """
+    rows: list[Evidence] = []
     for layer in network.layers:
-        matches = False
+        last, matches = layer is network.layers[-1], False
+        related = any(row.verdict == "matches" for row in rows)
         for name, trained in layer.parameters.items():
             before = initial.get(name)
             if before is None or before.shape != trained.shape or not before.isfinite().all():
                 rows.append(Evidence(parameter=name, verdict="unknown"))
                 continue
             before = before.detach().cpu()
-            correlation, exact, left = compare(trained, before)
-            z = matrix_z(trained, before) if name == layer.weight_name else 0.0
-            matches = matches or log10_p(z, len(network.layers)) < LOG10_SURE or exact == 1
-            verdict: Verdict = "unknown" if not matches else "matches" if name == layer.weight_name else "implied"
-            rows.append(Evidence(parameter=name, verdict=verdict, correlation=correlation, z=z, exact=exact, left=left))
+            correlation, exact, retained = compare(trained, before)
+            verdict: Verdict = "implied" if matches else "unknown"
+            z = 0.0
+            if name == layer.weight_name:
+                z = 0.0 if last else matrix_z(trained, before)
+                shown = exact == 1 or log10_p(z, len(network.layers)) < LOG10_FOUND
+                matches = shown or (last and related and correlation > LAST_IS_KEPT)
+                verdict = "matches" if shown else "implied" if matches else "unknown"
+            rows.append(
+                Evidence(parameter=name, verdict=verdict, correlation=correlation, z=z, exact=exact, retained=retained)
+            )
     return tuple(rows)
 
 
 def matrix_z(trained: Tensor, initial: Tensor) -> float:
     """How far the agreement of two weights, [out, ...], exceeds that of the same weights with their neurons shuffled.
 
-    Networks trained on the same data have columns alike, so correlation alone proves no kinship; the order of the
+    Networks trained on the same data have columns alike, so correlation alone proves no kinship; the order of hidden
     neurons is the start's. Mean and variance of sum_i <w_i, v_pi(i)> over all permutations pi are known (Hoeffding
     1951); the p-value takes it for normal. Returns 0 for a single neuron.
     """

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exhume.attack.find_start.draws import DISTRIBUTIONS, Distribution, draw, pattern
-from exhume.attack.find_start.evidence import LOG10_MATCHES, LOG10_SURE, Evidence, compare, log10_p, z_score
+from exhume.attack.find_start.evidence import LOG10_FOUND, LOG10_MATCHES, Evidence, compare, log10_p, z_score
 from exhume.attack.find_start.layers import TrainedLayer, TrainedNetwork
 from exhume.attack.find_start.scales import Place, fitting_rules
 from exhume.attack.find_start.stream import Stream
@@ -72,7 +72,7 @@ def replay(network: TrainedNetwork, hypothesis: Hypothesis, *, trials: float) ->
         )
         place = drawn.places.get(layer.weight_name, (place - drawn.size(layer),))[0]
     missing = [layer for layer in layers if layer.weight_name not in drawn.places]
-    if drawn.places and missing and log10_p(drawn.best_z, trials * drawn.tests) < LOG10_SURE:
+    if drawn.places and missing and log10_p(drawn.best_z, trials * drawn.tests) < LOG10_FOUND:
         drawn.look_anywhere(missing)
     for layer in layers:
         drawn.bias(layer)
@@ -137,7 +137,7 @@ class _Drawn:
                 scores = _scores(values, layer.weight, row)
                 self.tests += len(scores)
                 place = int(scores.argmax()) if len(scores) else 0
-                if len(scores) and log10_p(float(scores[place]), len(scores)) < LOG10_SURE:
+                if len(scores) and log10_p(float(scores[place]), len(scores)) < LOG10_FOUND:
                     self.look(layer.weight_name, {first + place}, [row])
 
     def look(self, name: str, places: set[int], rows: list[Distribution]) -> None:
@@ -202,7 +202,7 @@ def _collected(drawn: _Drawn) -> Replay:
             place, row = places[name]
             scale, rule = rules[name]
             initial[name] = draw(row, scale, trained.shape, drawn.stream.generator(place))
-            correlation, exact, left = compare(trained, initial[name])
+            correlation, exact, retained = compare(trained, initial[name])
             evidence.append(
                 Evidence(
                     parameter=name,
@@ -210,7 +210,7 @@ def _collected(drawn: _Drawn) -> Replay:
                     correlation=correlation,
                     z=z_score(trained, initial[name].double() / scale, row),
                     exact=exact,
-                    left=left,
+                    retained=retained,
                     place=place,
                     distribution=row.name,
                     initialisation=rule,

@@ -1,4 +1,4 @@
-"""Looks for the start of a training in the trained weights, and says found or not found, and how sure that is."""
+"""Looks for the start of a training in the trained weights, and says found or not found, with the evidence."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from exhume.attack.find_start import all_seeds, generator_state, likely_seeds
 from exhume.attack.find_start.attempt import Attempt, Context, StartSearch, Sweep, Way
-from exhume.attack.find_start.evidence import LOG10_SURE, Evidence
+from exhume.attack.find_start.evidence import LOG10_FOUND, Evidence, chance
 from exhume.attack.find_start.layers import TrainedLayer, TrainedNetwork, trained_network
-from exhume.attack.find_start.public_start import Candidates, closest
+from exhume.attack.find_start.public_start import PublicNetworks, closest
 from exhume.attack.find_start.replay import Replay, replay
 from exhume.attack.find_start.stream import Stream
+from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
 from exhume.progress import ProgressCallback, no_op
 
@@ -26,6 +27,10 @@ WAYS: dict[str, Way] = {
 """The ways from weights to a stream of PyTorch's generator, cheapest first."""
 PUBLIC_START = "public-start"
 """The way that needs no stream, but networks to compare with."""
+OUT_OF_REACH = (
+    "It may still be within reach of others: weights made on a GPU, or by NumPy, Keras or JAX, were not looked for, "
+    "nor were unlikely seeds behind other draws."
+)
 REPLAYS = 64
 """So many of a way's hypotheses at most are tested by drawing the network anew."""
 
@@ -39,6 +44,10 @@ class Start:
     if only the generator's state was found), and how many of its 32-bit outputs come before the first and up to the
     last of the initial values, `place` and `end`; without a seed they count from where the search went back to. Of a
     public start: its name, `candidate`.
+
+        outcome = exhume.find_start(checkpoint)
+        if outcome.start is not None:
+            candidates = exhume.reconstruct(checkpoint, initial=outcome.start.initial)
     """
 
     way: str
@@ -73,10 +82,12 @@ class WayTried:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOutcome:
-    """Whether the start was found, and how sure that is.
+    """Whether the start was found, with the evidence.
 
     start: None if it was not found; evidence: of each parameter of the best hypothesis, found or not; log10_p: the
     decimal logarithm of a bound on the chance of such agreement, corrected for everything that was looked at.
+
+        print(exhume.find_start(checkpoint).sentence)
     """
 
     start: Start | None
@@ -99,22 +110,25 @@ class SearchOutcome:
         """The outcome in one sentence."""
         looked = f"{self.trials:,.0f} trials, {self.seconds:.1f} s"
         if self.start is None:
-            return f"Not found ({looked}): " + "; ".join(f"{way.way}: {way.said}" for way in self.tried) + "."
+            tried = "; ".join(f"{way.way}: {way.said}" for way in self.tried)
+            return f"Not found ({looked}): {tried}. {OUT_OF_REACH}"
         if self.start.candidate is not None:
-            what = f"{self.start.candidate} is the start"
+            what = f"it shares its start with {self.start.candidate} (which came first is not told)"
         elif self.start.seed is None:
             what = "the generator's state is known, but no seed within reach"
         else:
-            what = f"seed {self.start.seed}, {self.start.place:,} outputs drawn before the network"
+            rows = (row.parameter for row in self.evidence if row.place == self.start.place)
+            first = next(rows, "the network")
+            what = f"seed {self.start.seed}, {self.start.place:,} outputs drawn before {first}"
         left = f"; unknown: {', '.join(self.start.unknown)}" if self.start.unknown else ""
-        return f"Found by {self.start.way}: {what}, p < 1e{self.log10_p:.0f} ({looked}){left}."
+        return f"Found by {self.start.way}: {what}, p {chance(self.log10_p)} ({looked}){left}."
 
 
 def find_start(
-    network: nn.Module | Mapping[str, Tensor] | Sequence[TrainedLayer],
+    network: Checkpoint | nn.Module | Mapping[str, Tensor] | Sequence[TrainedLayer],
     search: StartSearch | None = None,
     *,
-    among: Candidates | None = None,
+    among: PublicNetworks | None = None,
     resume: Sweep | None = None,
     keep: Callable[[Sweep], None] = lambda _: None,
     progress_callback: ProgressCallback = no_op,
@@ -122,7 +136,8 @@ def find_start(
     """Finds what a training began with from the trained weights alone, or says that it did not.
 
     Args:
-        network: the trained network, its state dict, or its layers.
+        network: the trained checkpoint or module, its state dict, or its layers. Of a checkpoint the initial values
+            have the names of its weights.
         search: where to look; None: everywhere, within minutes.
         among: networks of which one may be the start (`read_candidates` reads a folder of them); tried first.
         resume, keep: `keep` is told now and then how far the sweep over all seeds has got; `resume` goes on there.
@@ -164,14 +179,14 @@ def _best(network: TrainedNetwork, attempt: Attempt, trials: float) -> Replay | 
     replays = []
     for hypothesis in attempt.hypotheses[:REPLAYS]:
         replays.append(replay(network, hypothesis, trials=trials))
-        if replays[-1].log10_p(trials) < LOG10_SURE:
+        if replays[-1].log10_p(trials) < LOG10_FOUND:
             break
     return min(replays, key=lambda one: one.log10_p(trials), default=None)
 
 
 def _outcome(network: TrainedNetwork, found: Replay, way: str, log10_p: float) -> SearchOutcome:
     start = None
-    if log10_p < LOG10_SURE:
+    if log10_p < LOG10_FOUND:
         start = Start(
             way=way,
             seed=found.stream.seed,
@@ -184,12 +199,12 @@ def _outcome(network: TrainedNetwork, found: Replay, way: str, log10_p: float) -
     return SearchOutcome(start=start, tried=(), evidence=found.evidence, log10_p=log10_p)
 
 
-def _public(network: TrainedNetwork, among: Candidates) -> SearchOutcome:
+def _public(network: TrainedNetwork, among: PublicNetworks) -> SearchOutcome:
     began = time.monotonic()
     found = closest(network, among)
     said = f"{len(among)} networks, weight by weight against the same with shuffled neurons"
     start = None
-    if found.log10_p < LOG10_SURE:
+    if found.log10_p < LOG10_FOUND:
         start = Start(
             way=PUBLIC_START,
             candidate=found.name,

@@ -13,7 +13,7 @@ from exhume.attack.stationarity import smooth_hinges
 from exhume.attack.target import Target
 
 OUTSIDE_WEIGHT = 300.0
-"""Weight of the share of a candidate's features outside the dense layers' subspace. Chosen on cnn of the benchmark."""
+"""Weight of the share of a candidate's features outside the dense layers' subspace. Chosen on one like cnn."""
 
 
 class FeatureSpaceSearch(InputSubspaceSearch):

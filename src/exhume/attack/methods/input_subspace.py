@@ -30,10 +30,10 @@ from exhume.devices import fast_products
 
 CORRELATED_ERROR = 0.1
 """Final error that neurons have in common, relative to what each direction of the neurons has. Its square grows from 0
-in a line: the strongest directions lead a search from its random start. Chosen on b1 to b8 of the benchmark."""
+in a line: the strongest directions guide a search in its first steps. Chosen on b1 to b3, b5, b7, b8 and b8-decay."""
 HIDDEN_WEIGHT = 20.0
 """Weight of the noisy hidden layers' equations, times candidates over neurons, relative to the uncorrelated null
-residual. Chosen on b2, b6 and b7 of the benchmark."""
+residual. Chosen on b2, b3 and b5 to b8 of the benchmark."""
 REWEIGHT_EVERY = 25
 """Steps after which the weighting is computed anew from the candidates."""
 BIAS_WEIGHT = 1e-3

@@ -1,0 +1,43 @@
+"""What docs/architecture.md shows is run."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from exhume import NetworkConfig, Selection, TrainingConfig, load_problem, reconstruct, train
+from exhume.attack.search import Method
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_the_method_of_the_recipe_reconstructs() -> None:
+    shown = re.search(r"<!-- method -->\n```python\n(.*?)```", ARCHITECTURE, re.DOTALL)
+    assert shown is not None
+    names: dict[str, type[Method]] = {}
+    exec(shown[1], names)
+    problem = load_problem("toy-circle", Selection(per_class=5))
+    trained = train(problem, TrainingConfig(epochs=20), network=NetworkConfig(widths=(30,)))
+    narrow, wide = (
+        reconstruct(trained.checkpoint, names["Wide"](steps=2, restarts=2, width=width))  # type: ignore[call-arg]
+        for width in (0.01, 10.0)
+    )
+    assert len(wide.images) == len(narrow.images)
+    assert wide.status == "done"
+    assert not torch.equal(wide.images, narrow.images)
+
+
+def test_every_link_within_the_pages_is_there() -> None:
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")):
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            path, _, anchor = link.partition("#")
+            other = page.parent / path if path else page
+            assert other.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in headings(other.read_text()), f"{page.name}: {link}"
+
+
+def headings(text: str) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    lines = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
