@@ -15,7 +15,7 @@ from exhume.attack.search import Method
 from exhume.checkpoint import Checkpoint, load_checkpoint, load_state_dict
 from exhume.commands.display import bars, console, print_scores, print_search, print_start, progress_display
 from exhume.defence.training import TrainingConfig
-from exhume.devices import Device
+from exhume.devices import Device, choose_device
 from exhume.errors import InputError, known
 from exhume.networks import NetworkConfig, Task
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
@@ -244,15 +244,16 @@ class FindStart:
     """Replace another search for the start in the folder."""
 
     def __call__(self) -> None:
+        search = replace(self.search, device=choose_device(self.search.device).type)
         if self.run.is_dir():
             if self.out is not None:
                 raise InputError("--out is for a file of weights; a run's initial values are in its start.safetensors.")
             with bars() as progress_callback:
                 record = find_start_run(
                     self.run,
-                    self.search,
+                    search,
                     among=self.among,
-                    device=self.search.device,
+                    device=search.device,
                     overwrite=self.overwrite,
                     progress_callback=progress_callback,
                 )
@@ -260,7 +261,7 @@ class FindStart:
             return
         networks = None if self.among is None else read_candidates(self.among)
         with bars() as progress_callback:
-            outcome = find_start(read_state(self.run), self.search, among=networks, progress_callback=progress_callback)
+            outcome = find_start(read_state(self.run), search, among=networks, progress_callback=progress_callback)
         print_start(outcome.sentence, outcome.evidence)
         if self.out is not None and outcome.start is not None:
             write_tensors(self.out, outcome.start.initial)

@@ -72,6 +72,8 @@ def draw(run: Path) -> Path:
     Without training.json the page leaves out how the network was trained; without scores.json it shows the candidates
     by the attacker's confidence, and says that nothing was checked.
 
+        page = exhume.draw(Path("runs/demo"))
+
     Raises:
         InputError: the folder holds no checkpoint or no candidates, or one of its files is damaged.
     """

@@ -59,6 +59,8 @@ def stretched(images: Float[Tensor, "m c h w"]) -> list[str]:
 def gallery(rows: Mapping[str, Float[Tensor, "_ c h w"]], titles: Sequence[str], columns: int = 10) -> "Figure":
     """Images of one kind above those of another, such as originals above reconstructions, as a figure of matplotlib.
 
+        figure = exhume.gallery({"original": images, "found": found}, titles=[f"{i}" for i in range(len(images))])
+
     Args:
         rows: as many images of each kind, by its name; where one leaves [0, 1], each of its kind is stretched to it.
         titles: one for each column of images.

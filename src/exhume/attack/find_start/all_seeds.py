@@ -64,7 +64,8 @@ def search(network: TrainedNetwork, settings: StartSearch, context: Context) -> 
         (_third_test(line, own, row, Stream(seed=seed), settings.offset) for seed, _ in survivors), key=lambda h: -h.z
     )
     count = end - settings.first_seed
-    said = f"{count:,} of {2**32:,} seeds with {settings.offset:,} outputs drawn before the network"
+    before = f"{settings.offset:,} outputs drawn before the network"
+    said = f"{count:,} of {2**32:,} seeds ({row.name} draws only) with {before}"
     return Attempt(trials=count, said=said, hypotheses=tuple(ranked[:BEST]))
 
 

@@ -49,7 +49,7 @@ class StartSearch:
     """What the initial weights may have been drawn from: uniform or normal (float32), uniform-float64 or normal-float64
     (drawn in double precision). all-seeds tries the first alone; generator-state always looks for uniform."""
     device: str = "cpu"
-    """all-seeds computes here: cpu, or cuda."""
+    """all-seeds computes here: cpu or cuda; on the command line also auto, a GPU where there is one."""
     threads: int | None = None
     """Processor cores to use; None: all that this process may use."""
 
