@@ -244,7 +244,8 @@ class FindStart:
     """Replace another search for the start in the folder."""
 
     def __call__(self) -> None:
-        search = replace(self.search, device=choose_device(self.search.device).type)
+        auto = self.search.device == "auto"
+        search = replace(self.search, device=choose_device("auto").type) if auto else self.search
         if self.run.is_dir():
             if self.out is not None:
                 raise InputError("--out is for a file of weights; a run's initial values are in its start.safetensors.")
