@@ -9,22 +9,19 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from exhume.attack.find_start import StartSearch, find_start, read_candidates, read_state
 from exhume.attack.methods import METHODS, Exhume, name_of
 from exhume.attack.search import Method
 from exhume.checkpoint import Checkpoint, load_checkpoint, load_state_dict
-from exhume.commands.display import bars, console, print_scores, print_search, print_start, progress_display
+from exhume.commands.display import bars, console, print_scores, print_search, progress_display
 from exhume.defence.training import TrainingConfig
-from exhume.devices import Device, choose_device
+from exhume.devices import Device
 from exhume.errors import InputError, known
 from exhume.networks import NetworkConfig, Task
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, locate
-from exhume.records import write_tensors
 from exhume.report import draw
 from exhume.runs.pipeline import load_centre, reconstruct_run, score_run, train_run
 from exhume.runs.schema import StartRecord, read_record
-from exhume.runs.start import find_start_run
 from exhume.runs.store import load_candidates
 from exhume.runs.tune import search_run
 from exhume.tuning.search_spaces import SPACES
@@ -227,45 +224,6 @@ class Reconstruct:
             if words["method"] not in (None, name_of(method)):
                 raise InputError(f"The preset {words['preset']} is for the method {name_of(method)}.")
         return cls(run=tyro.MISSING, method=name_of(method), settings=method)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FindStart:
-    """Look for what training began with, in the weights alone: the seed, the generator's state, or a public network."""
-
-    run: Positional[Path]
-    """Folder of the run, or a file of weights (.pt, .pth, .bin, .ckpt, .safetensors)."""
-    search: OmitArgPrefixes[StartSearch] = field(default_factory=StartSearch)
-    among: Path | None = None
-    """A folder of files of weights, of which one may be the start: a public network that was fine-tuned."""
-    out: Path | None = None
-    """For a file of weights: where to write the initial values that were found, a .safetensors file."""
-    overwrite: bool = False
-    """Replace another search for the start in the folder."""
-
-    def __call__(self) -> None:
-        auto = self.search.device == "auto"
-        search = replace(self.search, device=choose_device("auto").type) if auto else self.search
-        if self.run.is_dir():
-            if self.out is not None:
-                raise InputError("--out is for a file of weights; a run's initial values are in its start.safetensors.")
-            with bars() as progress_callback:
-                record = find_start_run(
-                    self.run,
-                    search,
-                    among=self.among,
-                    device=search.device,
-                    overwrite=self.overwrite,
-                    progress_callback=progress_callback,
-                )
-            print_start(record.sentence, record.evidence)
-            return
-        networks = None if self.among is None else read_candidates(self.among)
-        with bars() as progress_callback:
-            outcome = find_start(read_state(self.run), search, among=networks, progress_callback=progress_callback)
-        print_start(outcome.sentence, outcome.evidence)
-        if self.out is not None and outcome.start is not None:
-            write_tensors(self.out, outcome.start.initial)
 
 
 @dataclass(frozen=True, kw_only=True)
