@@ -218,7 +218,7 @@ def test_a_start_that_no_generator_made_is_not_found_and_nothing_comes_out(
     trained = script(problem, initialise=ELSEWHERE)
     every_way(trained.seed)  # the seed itself is in the window, but the weights are not its
     assert run(f"reconstruct run {FOREIGN} {ATTACK}") == 0
-    assert "Not found (" in capsys.readouterr().out
+    assert "was not found in the weights" in capsys.readouterr().out
     looked = looked_for("run")
     assert looked.found is None and not Path("run/start.safetensors").exists()
     assert [one.way for one in looked.tried] == ["generator-state", "likely-seeds", "all-seeds"]
@@ -541,7 +541,7 @@ def hearing(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
 
         yield hear
 
-    monkeypatch.setattr("exhume.commands.run.bars", bars)
+    monkeypatch.setattr("exhume.commands.find_start.bars", bars)
     return heard
 
 

@@ -27,6 +27,11 @@ from exhume.runs.tune import search_run
 from exhume.tuning.search_spaces import SPACES
 from exhume.tuning.study import SweepConfig
 
+NOT_FOUND = (
+    "The start of training was not found in the weights, and the attack goes on without it. "
+    "`exhume find-start` says where it was looked for."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
@@ -164,8 +169,8 @@ class Reconstruct:
     initial: Path | None = None
     """The weights that its training began with, if they are known: a run, or a .pt or .pth state dict."""
     find_start: bool = True
-    """Look for them in the weights first, where they are not known. It takes seconds, or minutes where the first layer
-    shows an initialisation."""
+    """Look in the weights for what training began with, unless --initial says it. It takes seconds, or minutes where
+    the first layer shows an initialisation."""
     track: str | None = None
     """Log the progress in the run's folder tracking: tensorboard or wandb."""
     device: Device = "auto"
@@ -188,7 +193,7 @@ class Reconstruct:
             )
         if self.find_start and self.initial is None and isinstance(self.settings, Exhume):
             start = read_record(self.run / "start.json", StartRecord)
-            console.print(start.sentence, markup=False, soft_wrap=True)
+            console.print(start.sentence if start.found else NOT_FOUND, markup=False, soft_wrap=True)
             if start.found is not None and record.start is None:
                 console.print("It is not used: weights of other layers than the last are not among it.", soft_wrap=True)
         last = record.history[-1] if record.history else None

@@ -47,6 +47,8 @@ def find_start_run(
 ) -> StartRecord:
     """Looks for the start of the folder's network and writes start.json; an interrupted sweep goes on where it was.
 
+    A start that was found before, by an attack for example, answers the default search.
+
     Args:
         search: where to look; None: by all ways.
         among: a folder of networks, of which one may be the start.
@@ -61,7 +63,8 @@ def find_start_run(
     if path.exists() and not overwrite:
         before = read_record(path, StartRecord)
         same = (_question(before.search), before.among) == (_question(search), list(networks))
-        if before.checkpoint != checkpoint.fingerprint or not same:
+        answered = before.found is not None and _question(search) == StartSearch() and not networks
+        if before.checkpoint != checkpoint.fingerprint or not (same or answered):
             raise InputError(f"{folder} already holds another search for the start; add --overwrite.")
         return before
     if overwrite:
