@@ -427,7 +427,7 @@ def said_of(folder: Path, *, initial: str | None = None, start: FoundStart | Non
     [
         (
             SEEDED,
-            "seed 123456 of PyTorch\u2019s random generator (the low 32 bits of what it was given), after 60,000 draws.",
+            "seed 123456 of PyTorch\u2019s random generator (the low 32 bits of what it was given), after 60,000",
         ),
         (replace(SEEDED, seed=None), "the state of PyTorch\u2019s random generator."),
         (replace(SEEDED, seed=None, place=None, candidate="v1.pt"), "it shares its start with the network v1.pt."),
