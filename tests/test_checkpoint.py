@@ -225,7 +225,13 @@ def reference_layout(module: nn.Module) -> dict[str, Any]:
     return {"state_dict": named, "epoch": 1_000_000}
 
 
-@pytest.mark.parametrize("layout", [plain, reference_layout])
+def tutorial_layout(module: nn.Module) -> dict[str, Any]:
+    """As PyTorch's tutorial saves, with the optimiser's state beside the weights."""
+    optimiser = torch.optim.Adam(module.parameters())
+    return {"epoch": 3, "model_state_dict": plain(module), "optimizer_state_dict": optimiser.state_dict()}
+
+
+@pytest.mark.parametrize("layout", [plain, reference_layout, tutorial_layout])
 def test_a_state_dict_gives_the_scores_of_the_network_it_is_of(
     tmp_path: Path, layout: Callable[[nn.Module], Any]
 ) -> None:

@@ -158,6 +158,8 @@ def load_state_dict(
 ) -> Checkpoint:
     """Reads a plain .pt / .pth state dict of a dense network, also `{"state_dict": {"layers.0.weight": ...}}`.
 
+    `model_state_dict`, `model` and `net` are taken for `state_dict`.
+
     No code in the file is run (`weights_only=True`). The layers are the two-dimensional weights in the file's order.
 
         checkpoint = exhume.load_state_dict(Path("digits.pth"), shape=(1, 28, 28), task="multiclass")
@@ -205,6 +207,17 @@ def load_state_dict(
     return checkpoint
 
 
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+"""Keys under which training scripts save a state dict, beside the epoch and the optimiser's state."""
+
+
+def unwrapped(content: Any) -> Any:
+    """The state dict of a file's content, from under the first of WRAPPERS that holds one; else the content itself."""
+    if isinstance(content, Mapping):
+        return next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    return content
+
+
 def _read_state(path: Path) -> Mapping[str, Tensor]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -216,8 +229,7 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
                 f"{path} is no plain state dict of tensors; save `model.state_dict()`, nothing else."
             ) from None
         raise InputError(f"{path} is no plain state dict: {str(error).strip().partition(chr(10))[0]}") from None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    content = unwrapped(content)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{path} is no plain state dict: it must map names to tensors.")
     if not all(tensor.isfinite().all() for tensor in content.values()):

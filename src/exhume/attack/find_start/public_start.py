@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from exhume.attack.find_start.evidence import LOG10_FOUND, Evidence, Verdict, compare, log10_p
 from exhume.attack.find_start.layers import TrainedNetwork
+from exhume.checkpoint import unwrapped
 from exhume.errors import InputError
 
 PublicNetworks = Mapping[str, nn.Module | Mapping[str, Tensor]]
@@ -57,8 +58,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
             raise InputError(f"{path} is no plain state dict: it holds more than tensors.") from None
         detail = str(error).strip().partition("\n")[0]
         raise InputError(f"{path} is no plain state dict: {detail or 'it is damaged'}") from None
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    content = unwrapped(content)
     if not isinstance(content, Mapping):
         raise InputError(f"{path} is no plain state dict: it must map names to tensors.")
     return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
