@@ -164,8 +164,9 @@ def analyse_weights(
         scale = pixel_deviation(target.centre)
         noise = noise * float(scale.pow(2).mean().sqrt()) if noise is not None else None
         space = first_layer_spectrum(replace(mlp, weights=[mlp.weights[0] * scale, *mlp.weights[1:]]))[1]
-    count, images_from = assume_images(images, rank * regime.counts_images)
-    directions = min(max(rank * regime.counts_images, count), *first.shape)
+    rank = rank if regime.counts_images else 0
+    count, images_from = assume_images(images, rank)
+    directions = min(max(rank, count), *first.shape)
     discarded = space.singular[directions : directions + 1].sum() / space.singular[0].clamp_min(1e-30)
     space = space.leading(directions)
     noisy = noisy_layers(mlp) if not (known or regime.every_layer) else []

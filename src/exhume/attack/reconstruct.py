@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from exhume.architecture import mlp_of
+from exhume.architecture import MLP
 from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
 from exhume.attack.methods import Exhume
 from exhume.attack.optimisation import Stepper
@@ -59,14 +59,14 @@ def reconstruct(
             trained ones. Divergence is a status.
     """
     method = method or Exhume()
-    aim = make_target(target, task=task, centre=centre, initial=initial)
-    aim = aim.moved_to(torch.device(device), getattr(torch, method.dtype))
+    attacked = make_target(target, task=task, centre=centre, initial=initial)
+    attacked = attacked.moved_to(torch.device(device), getattr(torch, method.dtype))
     generator = torch.Generator().manual_seed(method.seed)
-    begin = method.prepared(aim)
+    begin = method.prepared(attacked)
     searches = [begin(generator) for _ in range(method.restarts)]
-    found = _search(searches, aim, method.steps, progress_callback, iterate_callback)
+    found = _search(searches, attacked, method.steps, progress_callback, iterate_callback)
     sound = [one for one in found if one.status == "done"] or found[:1]
-    mlp = aim.architecture if aim.architecture is mlp_of(aim.architecture) else None
+    mlp = attacked.architecture if isinstance(attacked.architecture, MLP) else None
     reasons = [_uncalibrated_reason(one, mlp.activation if mlp else None) for one in sound]
     judged = [
         one if why else replace(one, confidence=_confidence(one, sound))
@@ -119,14 +119,14 @@ def _diverged(history: Sequence[HistoryPoint]) -> bool:
 
 
 def _candidates(
-    search: Search, target: Target, best: Iterate, history: Sequence[HistoryPoint], steps: int
+    search: Search, target: Target, last: Iterate, history: Sequence[HistoryPoint], steps: int
 ) -> Candidates:
-    images, by_sign = best.images.float().cpu(), target.task == "regression"
+    images, by_sign = last.images.float().cpu(), target.task == "regression"
     return Candidates(
         images=images,
-        labels=((best.multipliers > 0).long() if by_sign else search.labels).cpu(),
-        multipliers=best.multipliers.float().cpu(),
-        explained=_explained(target, best).float().cpu(),
+        labels=((last.multipliers > 0).long() if by_sign else search.labels).cpu(),
+        multipliers=last.multipliers.float().cpu(),
+        explained=_explained(target, last).float().cpu(),
         confidence=images.new_full((len(images),), torch.nan),
         history=[point for point in history if math.isfinite(point.residual + point.penalty)],
         assumptions=search.assumptions,
