@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from exhume.attack.find_start import generator_state, kernels, likely_seeds, sweep_gpu
+from exhume.attack.find_start import generator_state, gf2, kernels, likely_seeds, mt19937, sweep_gpu
 from exhume.attack.find_start.draws import DISTRIBUTIONS, INITIALISATIONS, Distribution, draw, fans, pattern, question
 from exhume.attack.find_start.evidence import log10_p, z_score
 from exhume.attack.find_start.layers import trained_network
@@ -22,7 +22,7 @@ def random_seed() -> int:
 @pytest.mark.parametrize("seed", [0, 42, 2**32 - 1, 7 + 2**32, None], ids=str)
 def test_outputs_are_those_of_pytorch(seed: int | None) -> None:
     seed = random_seed() if seed is None else seed
-    drawn = kernels.outputs(kernels.seeded_words(np.uint32(seed % 2**32)), 2000)
+    drawn = mt19937.outputs(mt19937.seeded_words(np.uint32(seed % 2**32)), 2000)
     expected = torch.rand(2000, generator=torch.Generator().manual_seed(seed))
     assert torch.equal(torch.from_numpy((drawn & 0xFFFFFF) * np.float32(2**-24)), expected)
 
@@ -33,7 +33,7 @@ def test_a_stream_goes_on_where_the_generator_would(place: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     torch.rand(place, generator=generator)
     expected = torch.rand(700, generator=generator) * 2 - 1
-    words = Stream(words=kernels.seeded_words(np.uint32(seed)))
+    words = Stream(words=mt19937.seeded_words(np.uint32(seed)))
     for stream in (Stream(seed=seed), words):
         assert np.abs(stream.uniform(place, 700) - expected.numpy()).max() < 1e-6
 
@@ -132,15 +132,15 @@ def test_the_bound_on_chance_is_a_bound() -> None:
 
 def test_a_state_is_rewound_to_its_seed() -> None:
     seed = random_seed()
-    line = np.concatenate([kernels.seeded_words(np.uint32(seed)), np.zeros(3000, np.uint32)])
+    line = np.concatenate([mt19937.seeded_words(np.uint32(seed)), np.zeros(3000, np.uint32)])
     for k in range(3000):
         joined = (int(line[k]) & 0x80000000) | (int(line[k + 1]) & 0x7FFFFFFF)
         line[k + 624] = int(line[k + 397]) ^ (joined >> 1) ^ (0x9908B0DF if joined & 1 else 0)
-    back = kernels.rewound(line[-624:], 3000 + 50)
+    back = mt19937.rewound(line[-624:], 3000 + 50)
     assert (back[51 + 1 :] == line[2:]).all()
-    assert kernels.last_seeding(back) == 50
-    assert kernels.seed_of(int(back[51])) == seed
-    assert kernels.last_seeding(back[:600]) == -1
+    assert mt19937.last_seeding(back) == 50
+    assert mt19937.seed_of(int(back[51])) == seed
+    assert mt19937.last_seeding(back[:600]) == -1
 
 
 @pytest.mark.parametrize(
@@ -155,14 +155,14 @@ def test_elimination_solves_what_can_be_solved(rows: int, unknowns: int, empty: 
     bits = np.zeros((rows, 64 * width), np.uint8)
     bits[:, :unknowns], bits[:, -1] = matrix, constants
     packed = np.packbits(bits, axis=1, bitorder="little").view(np.uint64).copy()
-    leads = kernels.eliminate(packed, unknowns)
+    leads = gf2.eliminate(packed, unknowns)
     assert len(leads) == min(rows, unknowns - empty)
-    solution = np.unpackbits(kernels.back_substitute(packed, leads, width).view(np.uint8), bitorder="little")
+    solution = np.unpackbits(gf2.back_substitute(packed, leads, width).view(np.uint8), bitorder="little")
     assert (matrix @ solution[:unknowns] % 2 == constants).all()
 
 
 def known(places: np.ndarray, seed: int, place: int) -> generator_state.Known:
-    drawn = kernels.outputs(kernels.seeded_words(np.uint32(seed)), place + int(places.max()) + 1)[place:]
+    drawn = mt19937.outputs(mt19937.seeded_words(np.uint32(seed)), place + int(places.max()) + 1)[place:]
     return generator_state.Known(layer=0, places=places, bits=drawn[places] & np.uint32(0xFFFFFF))
 
 
@@ -209,5 +209,5 @@ def test_what_never_moved_is_told_from_what_did() -> None:
     expected = np.zeros((100, 200), bool)
     expected[:, :30], expected[7] = True, True
     assert (one.places == expected.ravel().nonzero()[0]).all()
-    drawn = kernels.outputs(kernels.seeded_words(np.uint32(1)), 20_000) & np.uint32(0xFFFFFF)
+    drawn = mt19937.outputs(mt19937.seeded_words(np.uint32(1)), 20_000) & np.uint32(0xFFFFFF)
     assert (one.bits == drawn[one.places]).all()

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from exhume import InputError
 from exhume.architecture import as_mlp
-from exhume.defence.gradient_descent import descend
+from exhume.defence.gradient_descent import Descent
 from exhume.defence.training import Trained, TrainingConfig, train
 from exhume.networks import NetworkConfig, build
 from exhume.problems import Problem
@@ -50,7 +50,7 @@ def test_descent_written_out_takes_the_steps_of_autograd(bias: str, count: int) 
         return loss, torch.autograd.grad(loss, scores)[0]
 
     inputs = module.centre(data.images).flatten(1)
-    descend(mlp, inputs, slope, lambda loss: 0.1 / loss.item(), decay=0.01, epochs=25)
+    Descent(mlp, inputs, slope, lambda loss: 0.1 / loss.item(), decay=0.01).advance(25)
     for _ in range(25):
         loss = functional.cross_entropy(twin(data.images), data.labels)
         slopes = torch.autograd.grad(loss, list(twin.parameters()))

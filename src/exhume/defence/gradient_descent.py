@@ -37,7 +37,14 @@ class Descent:
         momentum: float = 0.0,
         momenta: Sequence[Tensor] | None = None,
     ) -> None:
-        """The arguments are those of `descend`."""
+        """Looks at the inputs once; nothing is changed yet.
+
+        Args:
+            slope: scores -> (loss, its gradient by the scores).
+            rate: learning rate, or loss -> learning rate of the step. A constant one costs less on a GPU.
+            decay: weight decay, added to the gradient as decay x weight.
+            momentum, momenta: as in PyTorch's SGD, one for each of `mlp.parameters`; None: from rest.
+        """
         self.slope, self.rate, self.decay, self.momentum = slope, rate, decay, momentum
         pairs = zip(mlp.weights, mlp.biases, strict=True)
         self.parameters = [[weight] if bias is None else [weight, bias] for weight, bias in pairs]
@@ -93,28 +100,6 @@ class Descent:
                 weight.sub_(velocity, alpha=lr)
             delta = below
         return lr
-
-
-def descend(
-    mlp: MLP,
-    inputs: Float[Tensor, "n d"],
-    slope: Slope,
-    rate: Rate,
-    *,
-    decay: float,
-    epochs: int,
-    momentum: float = 0.0,
-    momenta: Sequence[Tensor] | None = None,
-) -> None:
-    """Takes `epochs` steps of gradient descent, changing the MLP's parameters, and their momenta where given.
-
-    Args:
-        slope: scores -> (loss, its gradient by the scores).
-        rate: learning rate, or loss -> learning rate of the step. A constant one costs less on a GPU.
-        decay: weight decay, added to the gradient as decay x weight.
-        momentum, momenta: as in PyTorch's SGD, one for each of `mlp.parameters`; None: from rest.
-    """
-    Descent(mlp, inputs, slope, rate, decay=decay, momentum=momentum, momenta=momenta).advance(epochs)
 
 
 def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "out columns"]:

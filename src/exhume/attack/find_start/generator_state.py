@@ -116,7 +116,7 @@ def solve(known: Known) -> tuple[NDArray[np.uint32], int] | None:
 
     The unknowns are the bits of those outputs that are not known: 8 of an output whose weight is.
     """
-    from exhume.attack.find_start import kernels  # noqa: PLC0415
+    from exhume.attack.find_start import gf2  # noqa: PLC0415
 
     if len(known.places) < FEWEST:
         return None
@@ -132,21 +132,21 @@ def solve(known: Known) -> tuple[NDArray[np.uint32], int] | None:
     later, bits = offsets[inside:], known.bits[begin + inside :]
     rows, leads, used = np.zeros((0, width), np.uint64), np.zeros(0, np.int64), 0
     for count in _growing(FEWEST - inside, len(later)):
-        fresh = kernels.equations(later[:count], bits[:count], BITS, window, columns, width)[used:]
+        fresh = gf2.equations(later[:count], bits[:count], BITS, window, columns, width)[used:]
         rows, used = np.concatenate([rows[: len(leads)], fresh]), BITS * count
-        leads = kernels.eliminate(rows, unknowns)
+        leads = gf2.eliminate(rows, unknowns)
         if (rows[len(leads) :, -1] >> np.uint64(63)).any():
             return None  # a contradiction: these were not the outputs of one stream
         if len(leads) >= unknowns - UNDETERMINED and used - len(leads) >= SPARE:
             break
     else:
         return None
-    solution = kernels.back_substitute(rows, leads, width)
+    solution = gf2.back_substitute(rows, leads, width)
     unknown = np.unpackbits(solution.view(np.uint8), bitorder="little")[:unknowns].astype(np.uint32)
     for bit in range(32):
         free = columns[:, bit] >= 0
         window[free] |= unknown[columns[free, bit]] << np.uint32(bit)
-    return kernels.untempered(window), place
+    return gf2.untempered(window), place
 
 
 def _window(places: NDArray[np.int64]) -> int:
@@ -173,10 +173,10 @@ def _columns(inside: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _origin(words: NDArray[np.uint32], place: int) -> tuple[Stream, int]:
     """The stream from its seeding on, or from as far back as was looked, and the layer's place in it."""
-    from exhume.attack.find_start import kernels  # noqa: PLC0415
+    from exhume.attack.find_start import mt19937  # noqa: PLC0415
 
-    line = kernels.rewound(words, REWIND + place)  # the layer's first output is made of line[REWIND]
-    seeding = kernels.last_seeding(line)
+    line = mt19937.rewound(words, REWIND + place)  # the layer's first output is made of line[REWIND]
+    seeding = mt19937.last_seeding(line)
     if seeding >= 0:
-        return Stream(seed=kernels.seed_of(int(line[seeding + 1]))), REWIND - seeding - WORDS
+        return Stream(seed=mt19937.seed_of(int(line[seeding + 1]))), REWIND - seeding - WORDS
     return Stream(words=line[1 : WORDS + 1]), REWIND - WORDS - 1
