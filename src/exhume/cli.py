@@ -11,20 +11,20 @@ from typing import Any
 
 from exhume.errors import InputError
 
-# PyTorch is imported only once a command is chosen: `exhume --help` answers at once
 COMMANDS = {
-    "demo": "train on 100 handwritten digits, dig them out of the weights, score, and draw the page",
-    "train": "train a network on a problem",
-    "find-start": "look for what training began with, in the weights alone: the seed or a public network",
-    "reconstruct": "reconstruct training images from a checkpoint alone",
-    "search": "search for settings: many reconstructions, whose best candidates become the run's",
-    "score": "count what came out, against held-out images",
-    "report": "draw the run's page, report.html",
-    "import-args": "read an argument file of the papers' own code as a command",
-    "problems": "list the problems",
-    "presets": "list the presets",
-    "zoo": "list the trained networks that come with the repository",
+    "demo": ("run", "train on 100 handwritten digits, dig them out of the weights, score, and draw the page"),
+    "train": ("run", "train a network on a problem"),
+    "find-start": ("find_start", "look in the weights for what training began with: the seed, or a public network"),
+    "reconstruct": ("run", "reconstruct training images from a checkpoint alone"),
+    "search": ("run", "search for settings: many reconstructions, whose best candidates become the run's"),
+    "score": ("run", "count what came out, against held-out images"),
+    "report": ("run", "draw the run's page, report.html"),
+    "import-args": ("lists", "read an argument file of the papers' own code as a command"),
+    "problems": ("lists", "list the problems"),
+    "presets": ("lists", "list the presets"),
+    "zoo": ("lists", "list the trained networks that come with the repository"),
 }
+"""Each command's module in commands/, imported only once it is chosen, and what it does."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,7 +54,8 @@ def parse(argv: Sequence[str]) -> Any:
     """
     name = _command_name(argv)
     tyro: Any = importlib.import_module("tyro")
-    kind = getattr(importlib.import_module("exhume.commands"), "".join(map(str.capitalize, name.split("-"))))
+    module = importlib.import_module(f"exhume.commands.{COMMANDS[name][0]}")
+    kind = getattr(module, "".join(map(str.capitalize, name.split("-"))))
     words = {"args": argv[1:], "prog": f"exhume {name}", "config": (tyro.conf.FlagCreatePairsOff,)}
     if hasattr(kind, "before"):
         return tyro.cli(kind, default=kind.before(argv[1:]), **words)
@@ -76,7 +77,7 @@ def _command_name(argv: Sequence[str]) -> str:
     )
     parser.add_argument("--version", action="version", version=f"exhume {version('exhume')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
+    for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary)
     parser.parse_args(argv)
     raise AssertionError("argparse has exited by itself")
