@@ -25,6 +25,7 @@ from exhume.attack.methods import Exhume
 from exhume.attack.reconstruct import reconstruct
 from exhume.audit.matching import match
 from exhume.audit.scores import Counts, score
+from exhume.defence.training import shifted
 from exhume.devices import choose_device
 from exhume.networks import CentredNetwork
 from exhume.problems import Problem, Selection, load_problem
@@ -185,14 +186,6 @@ def trained(row: Ordinary, problem: Problem) -> tuple[nn.Module, nn.Module]:
             functional.cross_entropy(network(batch), labels[rows]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
     return start, network.eval()
-
-
-def shifted(images: Tensor, pixels: int) -> Tensor:
-    """Each image moved by up to so many pixels across and down, black where nothing was."""
-    padded = functional.pad(images, [pixels] * 4)
-    height, width = images.shape[2:]
-    moves = torch.randint(2 * pixels + 1, (len(images), 2)).tolist()
-    return torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, moves, strict=True)])
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:

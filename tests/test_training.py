@@ -8,10 +8,13 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
+from scipy.stats import norm
 from torch import Tensor
 
 from exhume.defence.losses import LOSSES, LossRow, resolve_loss
-from exhume.defence.training import Trained, TrainingConfig, TrainingState, train
+from exhume.defence.privacy import epsilon
+from exhume.defence.training import Trained, TrainingConfig, TrainingState, shifted, train
 from exhume.errors import InputError
 from exhume.networks import NetworkConfig, Task
 from exhume.problems import Problem, load_problem
@@ -233,9 +236,11 @@ def test_divergence_is_a_status(loss: str) -> None:
         {"momentum": 0.9},
         {"batch_size": 5},
         {"momentum": 0.9, "batch_size": 5, "dtype": "float64"},
+        {"shifts": 1, "batch_size": 5},
+        {"noise": 0.5, "batch_size": 5},
         {"optimiser": "adam", "batch_size": 5},
     ],
-    ids=["full batch", "momentum", "batches", "all", "adam"],
+    ids=["full batch", "momentum", "batches", "all", "shifts", "DP-SGD", "adam"],
 )
 def test_a_resumed_training_ends_with_the_very_same_numbers(settings: dict[str, object]) -> None:
     problem, config = make_problem(), TrainingConfig(epochs=30, lr=0.1, evaluate_every=4, **settings)
@@ -263,6 +268,54 @@ def test_a_kept_state_is_not_changed_by_going_on() -> None:
     for state, weights, momenta in copies:
         assert all(torch.equal(state.weights[name], weights[name]) for name in weights)
         assert all(torch.equal(state.momenta[name], momenta[name]) for name in momenta)
+
+
+# ---- Defences
+
+
+def test_shifts_move_images_and_lose_only_what_leaves_the_frame() -> None:
+    images = torch.zeros(40, 1, 7, 7)
+    images[:, :, 3, 3] = 1
+    moved = shifted(images, 2, torch.Generator().manual_seed(0))
+    assert moved.flatten(1).sum(1).tolist() == [1.0] * 40
+    places = moved[:, 0].nonzero()[:, 1:]
+    assert places.amin() == 1
+    assert places.amax() == 5
+    assert torch.equal(shifted(images, 0), images)
+
+
+def test_without_noise_a_step_of_dp_sgd_is_the_mean_of_clipped_gradients() -> None:
+    """By hand, image by image; the batch is a Poisson sample whose mean is over the batch that was asked for."""
+    problem, clip = make_problem("multiclass", count=10), 0.05
+    config = TrainingConfig(epochs=1, lr=0.3, batch_size=10, noise=1e-9, clip=clip)
+    start = train(problem, TrainingConfig(epochs=0), network=LINEAR)
+    weight, bias = (tensor.clone().requires_grad_() for tensor in start.checkpoint.weights.values())
+    sums, norms = [torch.zeros_like(weight), torch.zeros_like(bias)], []
+    for image, label in zip(problem.images - problem.images.mean(0), problem.labels, strict=True):
+        loss = torch.nn.functional.cross_entropy((weight @ image.flatten() + bias)[None], label[None])
+        gradients = torch.autograd.grad(loss, [weight, bias])
+        length = float(torch.cat([gradient.flatten() for gradient in gradients]).norm())
+        norms.append(length)
+        for total, gradient in zip(sums, gradients, strict=True):
+            total.add_(gradient, alpha=min(1.0, clip / length))
+    assert min(norms) > clip
+    expected = torch.cat([(weight - 0.03 * sums[0]).flatten(), bias - 0.03 * sums[1]])
+    torch.testing.assert_close(flat_weights(train(problem, config, network=LINEAR)), expected.detach())
+
+
+def test_epsilon_falls_with_noise_and_grows_with_steps() -> None:
+    values = [
+        epsilon(noise=noise, rate=0.1, steps=steps, delta=1e-3) for noise, steps in ((1, 100), (2, 100), (1, 400))
+    ]
+    assert values[1] < values[0] < values[2]
+    # without sampling one step is the Gaussian mechanism, whose exact epsilon is known (Balle & Wang 2018, theorem 8)
+    sigma, delta = 4.0, 1e-3
+
+    def excess(value: float) -> float:
+        return float(norm.cdf(0.5 / sigma - value * sigma) - math.exp(value) * norm.cdf(-0.5 / sigma - value * sigma))
+
+    exact = brentq(lambda value: excess(value) - delta, 1e-3, 5.0)
+    assert exact <= epsilon(noise=sigma, rate=1.0, steps=1, delta=delta) < 1.2 * exact
 
 
 # ---- What comes out
@@ -360,6 +413,10 @@ def test_the_callback_is_told_of_every_evaluation() -> None:
         ({"momentum": -0.1}, "momentum must be in"),
         ({"momentum": float("nan")}, "momentum must be in"),
         ({"weight_decay": -1e-3}, "weight_decay must not be negative"),
+        ({"shifts": -1}, "shifts and noise must not be negative"),
+        ({"noise": -0.1}, "shifts and noise must not be negative"),
+        ({"clip": 0.0}, "clip must be positive"),
+        ({"noise": 1.0}, "give batch_size with noise"),
         ({"weight_decay": float("inf")}, "weight_decay must not be negative"),
         ({"stop_loss": float("nan")}, "must be finite"),
         ({"stop_gradient": float("inf")}, "must be finite"),

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from exhume.architecture import MLP, as_mlp
 from exhume.checkpoint import Checkpoint, check_fits
 from exhume.defence.gradient_descent import Descent
 from exhume.defence.losses import LOSSES, resolve_loss, targets
+from exhume.defence.privacy import PrivateSteps
 from exhume.errors import InputError, check_seed
 from exhume.networks import NetworkConfig, build
 from exhume.problems import Problem
@@ -46,6 +49,13 @@ class TrainingConfig:
     """Weight decay, added to the gradient as weight_decay x weight."""
     batch_size: int | None = None
     """Images in a batch; None: all of them (gradient descent, as in the papers)."""
+    shifts: int = 0
+    """Augmentation: move each image by up to so many pixels across and down, anew at each step."""
+    noise: float = 0.0
+    """DP-SGD: standard deviation of the noise on the sum of a batch's gradients, relative to `clip`; 0: none. Needs
+    the extra dp (opacus)."""
+    clip: float = 1.0
+    """DP-SGD: the norm that each image's gradient is clipped to."""
     stop_loss: float = 0.0
     """Stop when the loss falls below."""
     stop_gradient: float = 0.0
@@ -85,6 +95,13 @@ class TrainingConfig:
             raise InputError(f"optimiser must be sgd or adam, not {self.optimiser!r}.")
         if self.optimiser == "adam" and (self.momentum or self.lr_over_loss):
             raise InputError("momentum and lr_over_loss are for sgd; adam has a momentum and a rate of its own.")
+        self._check_defences()
+
+    def _check_defences(self) -> None:
+        if self.shifts < 0 or not 0 <= self.noise < math.inf or not 0 < self.clip < math.inf:
+            raise InputError("shifts and noise must not be negative, and clip must be positive.")
+        if self.noise and self.batch_size is None:
+            raise InputError("DP-SGD draws batches: give batch_size with noise.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,13 +245,14 @@ class _Session:
         self.images, self.labels = problem.images.to(device, dtype), problem.labels.to(device)
         self.held_out, self.held_out_labels = problem.held_out.to(device, dtype), problem.held_out_labels.to(device)
         self.optimiser = _optimiser(list(self.module.parameters()), config)
+        self.private = self._private() if config.noise else None
         self.descent: Descent | None = None
 
     def advance(self, epochs: int) -> None:
         """Passes over the training set."""
         size = self.config.batch_size or len(self.images)
-        mlp = as_mlp(self.module)
-        if mlp and mlp.activation == "relu" and size >= len(self.images) and self.config.optimiser == "sgd":
+        mlp, plain = as_mlp(self.module), not (self.config.shifts or self.config.noise)
+        if plain and mlp and mlp.activation == "relu" and size >= len(self.images) and self.config.optimiser == "sgd":
             self.descent = self.descent or self._descent(mlp)
             self.descent.advance(epochs)
             return
@@ -258,7 +276,22 @@ class _Session:
             momenta=momenta,
         )
 
+    def _private(self) -> PrivateSteps:
+        return PrivateSteps(
+            self.module,
+            self.optimiser,
+            noise=self.config.noise,
+            clip=self.config.clip,
+            batch_size=self.config.batch_size or len(self.images),
+            device=self.images.device,
+        )
+
     def _epoch(self, size: int) -> None:
+        if self.private is not None:
+            for _ in range(-(-len(self.images) // size)):
+                rows = torch.rand(len(self.images), generator=self.generator) < size / len(self.images)
+                self._step(self.images[rows], self.labels[rows])
+            return
         if size >= len(self.images):
             self._step(self.images, self.labels)
             return
@@ -267,6 +300,11 @@ class _Session:
             self._step(self.images[rows], self.labels[rows])
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
+        if self.config.shifts:
+            images = shifted(images, self.config.shifts, self.generator)
+        if self.private is not None:
+            self.private.step(self.loss, images, labels, self.generator)
+            return
         self.optimiser.zero_grad()
         loss = self.loss(self.module(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -357,6 +395,20 @@ class _Session:
         else:
             margins = -(scores[:, 0] - targets(scores, self.labels)).abs()
         return [float(margin) for margin in margins]
+
+
+def shifted(
+    images: Float[Tensor, "n c h w"], pixels: int, generator: torch.Generator | None = None
+) -> Float[Tensor, "n c h w"]:
+    """Each image moved by up to so many pixels across and down, black where nothing was.
+
+    Args:
+        generator: what draws the moves; None: PyTorch's own.
+    """
+    padded = functional.pad(images, [pixels] * 4)
+    height, width = images.shape[2:]
+    moves = torch.randint(2 * pixels + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, moves, strict=True)])
 
 
 def _optimiser(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
