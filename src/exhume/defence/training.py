@@ -300,6 +300,7 @@ class _Session:
             self._step(self.images[rows], self.labels[rows])
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
+        self.module.train()
         if self.config.shifts:
             images = shifted(images, self.config.shifts, self.generator)
         if self.private is not None:
@@ -326,6 +327,7 @@ class _Session:
 
     def evaluate(self, epoch: int) -> TrainingPoint:
         """The figures of the moment, over the whole training set."""
+        self.module.eval()
         scores = self.module(self.images)
         loss = self.loss(scores, self.labels)
         parameters = list(self.module.parameters())
