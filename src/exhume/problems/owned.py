@@ -114,7 +114,8 @@ def load_images(
         if split is not None:
             raise InputError(f"{place} says itself what is held out; a split is for folders and .npz files.")
         owned = _of_problem(load_problem(place, selection))
-        owned = owned if held_out is None else replace(owned, held_out=owned.held_out[:0])
+        if held_out is not None:
+            owned = replace(owned, held_out=owned.held_out[:0], held_out_labels=None, held_out_names=())
     else:
         owned = _owned(Path(place), *_selected(*_read(Path(place)), selection, split))
     if held_out is not None:
@@ -188,7 +189,8 @@ def _images_in(folder: Path) -> _Part:
 
 def _read_npz(path: Path) -> tuple[_Part, _Part | None]:
     arrays, names = npz_arrays(path)
-    keys = next((keys for keys in KEYS if keys[0] in arrays), None)
+    labelled = [pair for pair in KEYS if set(pair) <= arrays.keys()]
+    keys = next((pair for pair in (*labelled, *KEYS) if pair[0] in arrays), None)
     if keys is None:
         held = ", ".join(names) or "nothing"
         raise InputError(f"{path} holds {held}; the images are looked for under images, x_train or X.")
