@@ -22,6 +22,9 @@ GIVEN_BY = {
     "Candidates": "reconstruct",
     "Checkpoint": "load_checkpoint",
     "InputError": "load_problem",
+    "Judgement": "judge",
+    "Membership": "membership",
+    "OwnedImages": "load_images",
     "SearchOutcome": "find_start",
     "Start": "find_start",
 }

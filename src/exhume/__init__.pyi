@@ -9,8 +9,14 @@ from .attack.methods import Reference as Reference
 from .attack.reconstruct import reconstruct as reconstruct
 from .attack.stationarity import OBJECTIVES as OBJECTIVES
 from .audit.matching import match as match
+from .audit.membership import Membership as Membership
+from .audit.membership import membership as membership
+from .audit.membership import membership_sentence as membership_sentence
 from .audit.scores import score as score
 from .audit.scores import sentence as sentence
+from .audit.verdict import Applicability as Applicability
+from .audit.verdict import Judgement as Judgement
+from .audit.verdict import judge as judge
 from .candidates import Candidates as Candidates
 from .candidates import join as join
 from .checkpoint import Checkpoint as Checkpoint
@@ -30,6 +36,8 @@ from .problems import PROBLEMS as PROBLEMS
 from .problems import Problem as Problem
 from .problems import Selection as Selection
 from .problems import load_problem as load_problem
+from .problems.owned import OwnedImages as OwnedImages
+from .problems.owned import load_images as load_images
 from .report import draw as draw
 from .report.figures import gallery as gallery
 from .runs.store import load_candidates as load_candidates

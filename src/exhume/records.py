@@ -22,8 +22,8 @@ from exhume.errors import InputError
 
 T = TypeVar("T")
 
-FORMAT = 4
-READ = (2, 3, FORMAT)
+FORMAT = 5
+READ = (2, 3, 4, FORMAT)
 """The formats that are read; a record of an older one is brought up to date by its kind's `Upgrade`."""
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 _converter = make_converter(forbid_extra_keys=True)

@@ -54,15 +54,24 @@ def match(candidates: Candidates | Images, images: Float[Tensor, "n c h w"]) -> 
     Raises:
         InputError: there are no candidates or no images, their shapes differ, or an image leaves [0, 1].
     """
-    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415
-
     found = comparable(candidates, images)
     usable = finite(found)
     values = torch.where(usable, similarity(images, found), -1.0)
-    assigned = torch.full((len(images),), -1)
+    return Matches(similarity=values, nearest=_best(values, usable), assigned=assign(values, usable))
+
+
+def assign(values: Float[Tensor, "n m"], usable: Shaped[Tensor, " m"]) -> Int[Tensor, " n"]:
+    """The one-to-one assignment of the largest total, [n]: the candidate of each image, -1 where it has none.
+
+    Args:
+        usable: which candidates may serve an image, [m].
+    """
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415
+
+    assigned = torch.full((len(values),), -1)
     rows, columns = (torch.from_numpy(chosen) for chosen in linear_sum_assignment(values.numpy(), maximize=True))
     assigned[rows] = torch.where(usable[columns], columns, -1)
-    return Matches(similarity=values, nearest=_best(values, usable), assigned=assigned)
+    return assigned
 
 
 def vote(candidates: Candidates | Images, images: Float[Tensor, "n c h w"], tolerance: float = 1.1) -> Vote:

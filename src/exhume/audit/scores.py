@@ -1,7 +1,7 @@
 """The auditor: how many training images came out, and how many would have by chance.
 
 It sees the candidates and the truth, never the network. Every count stands beside its null: the same candidates, scored
-by the same procedure against held-out images.
+by the same procedure against held-out images. Where there are none, a count is only a count, and says so.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,35 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from exhume.audit.matching import Matches, comparable, finite, halved_similarity, match
+from exhume.audit.matching import Matches, comparable, finite, halved_similarity, match, merge
+from exhume.audit.significance import (
+    Interval,
+    count_tests,
+    difference_interval,
+    rank_test,
+    share_interval,
+)
 from exhume.candidates import Candidates, Images
 from exhume.errors import InputError
-from exhume.metrics import Measure, l2, measure_of, min_max, psnr, ssim
+from exhume.metrics import Measure, l2, measure_of, min_max, psnr, similarity, ssim
 
 THRESHOLDS = ("0.7", "0.8", "0.9", "0.95")
 """Similarities at which recovered images are counted; 0.9 is the headline."""
+HEADLINE = "0.9"
+"""The threshold that the sentence begins with."""
+SIGNIFICANT = 0.05
+"""Chance of a difference from which on the sentence calls it none."""
+SAME = 0.95
+"""NCC from which two training images count as one where distinct images are counted."""
+CONFIDENT = 0.5
+"""Confidence from which an attacker without the data would pick a candidate: more likely right than wrong."""
 GOOD_SSIM = 0.4
 """What the papers call a good reconstruction: SSIM with window 3 above this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageScore:
-    """How well training image `index` came out.
+    """How well training image `index` came out; label: None where it is not known.
 
     candidate: its one-to-one candidate, which `ncc` (agreement, for points), `ssim3`, `ssim11`, `l2`, `psnr` judge;
     nearest: its best candidate many-to-one. -1: there is none, the similarity is then -1 and the others None.
@@ -33,7 +48,7 @@ class ImageScore:
     """
 
     index: int
-    label: float
+    label: float | None
     candidate: int
     ncc: float
     nearest: int
@@ -68,6 +83,22 @@ class Seconds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Picked:
+    """What an attacker without the data would have picked: the candidates of a confidence of at least 0.5.
+
+    candidates: how many these are; expected: how many of them would be right by their confidence, its sum; right: how
+    many are, that is resemble some training image (NCC >= 0.9, many-to-one); distinct: how many training images these
+    show; null_right: how many resemble some held-out image as much (0 without held-out images).
+    """
+
+    candidates: int
+    expected: float
+    right: int
+    distinct: int
+    null_right: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """How many training images came out, and how many would have by chance: all of `Scores` that is a record.
 
@@ -76,8 +107,15 @@ class Counts:
     held-out images, unscaled where they are fewer; null_perfect: what null would be if the training images themselves
     were the candidates: so many held-out images resemble them (null is to be read beside it; it is no bound);
     mean_alone: the counts if every candidate were the training mean, which the attacker is given; p_value: the chance
-    of at least so many recovered at 0.9 if training and held-out images were equally easy (Fisher's exact test,
-    one-sided; Fisher 1935).
+    of at least so many recovered at 0.9 if training and held-out images were equally easy (`count_tests`: Fisher's
+    exact test, one-sided); p_values: the same at each threshold.
+
+    p_rank: that of `rank_test`, over all similarities; share: of the images recovered at 0.9, with its 95 % interval
+    (Clopper-Pearson); difference: of that share and the held-out images' (Newcombe); distinct: images recovered at 0.9
+    that do not resemble each other (NCC < 0.95); picked: what an attacker without the data would have picked.
+
+    Without held-out images held_out and all null counts are 0, and what compares with them is None. Records of formats
+    before 5 have no p_rank, no intervals, no distinct and no picked: None.
     """
 
     problem: str
@@ -90,8 +128,14 @@ class Counts:
     null_perfect: dict[str, int]
     mean_alone: dict[str, int]
     median_ncc: float
-    null_median_ncc: float
-    p_value: float
+    null_median_ncc: float | None
+    p_value: float | None
+    p_values: dict[str, float] = field(default_factory=dict)
+    p_rank: float | None = None
+    share: Interval | None = None
+    difference: Interval | None = None
+    distinct: int | None = None
+    picked: Picked | None = None
     ssim: Ssim
     per_image: list[ImageScore]
     seconds: Seconds
@@ -109,7 +153,7 @@ class Scores(Counts):
 def score(
     candidates: Candidates | Float[Tensor, "m _ _ _"],
     images: Float[Tensor, "n c h w"],
-    labels: Shaped[Tensor, " labels"],
+    labels: Shaped[Tensor, " labels"] | None,
     held_out: Float[Tensor, "k _ _ _"],
     *,
     problem: str = "",
@@ -118,24 +162,24 @@ def score(
     """Counts the training images that came out, beside as many held-out images scored in exactly the same way.
 
         scores = exhume.score(candidates, problem.images, problem.labels, problem.held_out)
-        print(scores.recovered["0.9"], scores.null["0.9"], scores.p_value)
+        print(scores.recovered["0.9"], scores.null["0.9"], scores.p_value, scores.p_rank)
 
     Args:
         candidates: what was found; images of any other origin are scored in the same way.
-        images, labels: the training set, images in [0, 1].
+        images, labels: the training set, images in [0, 1]; labels: None where they are not known.
         held_out: images of the same kind that the network never saw, in [0, 1]; n of them are taken, evenly spread, or
-            all if fewer.
+            all if fewer. Empty where there are none: then nothing is compared, and no test is made.
 
     Raises:
-        InputError: labels and images differ in number, there is no held-out image, or as for `match`.
+        InputError: labels and images differ in number, or as for `match`.
     """
-    if len(labels) != len(images):
+    if labels is not None and len(labels) != len(images):
         raise InputError(f"There are {len(images)} images but {len(labels)} labels.")
-    if len(held_out) == 0:
-        raise InputError("Without held-out images there is no control, and a count alone says nothing.")
     control = control_images(held_out, len(images))
-    matches, control_matches = match(candidates, images), match(candidates, control)
+    matches = match(candidates, images)
+    control_matches = match(candidates, control) if len(control) else _no_matches(len(comparable(candidates, images)))
     recovered, null = _counts(matches), _counts(control_matches)
+    count, p_values = recovered[HEADLINE], _p_values(candidates, images, control, matches, control_matches)
     return Scores(
         problem=problem,
         measure=measure_of(images),
@@ -144,11 +188,17 @@ def score(
         candidates=len(comparable(candidates, images)),
         recovered=recovered,
         null=null,
-        null_perfect=_counts(match(images, control)),
+        null_perfect=_counts(match(images, control)) if len(control) else dict.fromkeys(THRESHOLDS, 0),
         mean_alone=_counts(match(images.mean(0).expand_as(images), images)),
         median_ncc=median(matches.assigned_similarity.tolist()),
-        null_median_ncc=median(control_matches.assigned_similarity.tolist()),
-        p_value=_p_value(recovered["0.9"], len(images), null["0.9"], len(control)),
+        null_median_ncc=median(control_matches.assigned_similarity.tolist()) if len(control) else None,
+        p_value=p_values.get(HEADLINE),
+        p_values=p_values,
+        p_rank=rank_test(candidates, images, control) if len(control) else None,
+        share=share_interval(count, len(images)),
+        difference=(difference_interval(count, len(images), null[HEADLINE], len(control)) if len(control) else None),
+        distinct=len(merge(images[matches.assigned_similarity >= float(HEADLINE)], SAME)) if count else 0,
+        picked=_picked(candidates, images, control),
         ssim=_papers_ssim(candidates, images, control),
         per_image=_per_image(candidates, images, labels, matches),
         seconds=seconds or Seconds(),
@@ -159,28 +209,51 @@ def score(
 
 
 def sentence(scores: Counts) -> str:
-    """Says in one sentence how much came out and how surprising that is.
+    """Says in one sentence how much came out and how surprising that is; a second one where other evidence says more.
 
-    A p-value of 0.05 or more, or a share no larger than that of the held-out images, counts as chance.
+    A p-value of 0.05 or more counts as no difference. What follows for the network is the verdict's (`exhume.judge`).
 
         print(exhume.sentence(exhume.score(candidates, images, labels, held_out)))
     """
-    recovered, null = scores.recovered["0.9"], scores.null["0.9"]
+    recovered, null = scores.recovered[HEADLINE], scores.null[HEADLINE]
     measure = "NCC" if scores.measure == "ncc" else "agreement"
+    if scores.held_out == 0 or scores.p_value is None:
+        return (
+            f"{recovered} of {scores.images} training images look like a candidate of their own ({measure} >= "
+            f"{HEADLINE}, one-to-one). No held-out images were given, so this count has no control."
+        )
     counts = (
-        f"{recovered} of {scores.images} training images came out ({measure} >= 0.9, one-to-one); "
+        f"{recovered} of {scores.images} training images came out ({measure} >= {HEADLINE}, one-to-one); "
         f"of {scores.held_out} held-out images {null} did"
     )
-    if recovered * scores.held_out <= null * scores.images:
-        return f"{counts}: at this threshold no better than chance."
-    if scores.p_value >= 0.05:
-        return f"{counts}: chance alone would give such a difference with probability {scores.p_value:.2g}."
-    odds = "below 1e-20" if scores.p_value < 1e-20 else f"about {scores.p_value:.1g}"
-    return f"{counts}: chance alone would give such a difference with probability {odds}."
+    if recovered * scores.held_out > null * scores.images and scores.p_value < SIGNIFICANT:
+        odds = "below 1e-20" if scores.p_value < 1e-20 else f"about {scores.p_value:.1g}"
+        return f"{counts}: chance alone would give such a difference with probability {odds}."
+    return f"{counts}: no clear difference at this threshold (p = {scores.p_value:.2g}). {_elsewhere(scores, measure)}"
+
+
+def _elsewhere(scores: Counts, measure: str) -> str:
+    """What lower thresholds and all similarities together say, where the headline's threshold shows no difference."""
+    best = min(scores.p_values, key=lambda level: scores.p_values[level], default=HEADLINE)
+    found = []
+    if scores.p_values.get(best, 1.0) * len(scores.p_values) < SIGNIFICANT:
+        found.append(
+            f"at {measure} >= {best} it is {scores.recovered[best]} [{scores.null[best]} held-out], "
+            f"p = {scores.p_values[best]:.1g}"
+        )
+    if scores.p_rank is not None and scores.p_rank < SIGNIFICANT:
+        found.append(f"over all similarities training images lie nearer to the candidates, p = {scores.p_rank:.1g}")
+    if found:
+        return f"But {' and '.join(found)}."
+    if scores.p_rank is None:
+        return "This record has no test over all similarities."
+    return f"Nor is there one over all similarities (p = {scores.p_rank:.2g})."
 
 
 def control_images(held_out: Images, count: int) -> Float[Tensor, "n c h w"]:
     """The control: `count` held-out images, or all if fewer, evenly spread since they may come class by class."""
+    if len(held_out) == 0:
+        return held_out
     return held_out[torch.linspace(0, len(held_out) - 1, min(count, len(held_out))).round().long()]
 
 
@@ -189,11 +262,49 @@ def _counts(matches: Matches) -> dict[str, int]:
     return {threshold: int((values >= float(threshold)).sum()) for threshold in THRESHOLDS}
 
 
-def _p_value(recovered: int, images: int, null: int, held_out: int) -> float:
-    from scipy.stats import fisher_exact  # noqa: PLC0415
+def _p_values(
+    candidates: Candidates | Images,
+    images: Float[Tensor, "n c h w"],
+    control: Float[Tensor, "k c h w"],
+    matches: Matches,
+    control_matches: Matches,
+) -> dict[str, float]:
+    if len(control) == 0:
+        return {}
+    similarities = (matches.assigned_similarity, control_matches.assigned_similarity)
+    return count_tests(candidates, images, control, similarities, THRESHOLDS)
 
-    table = [[recovered, images - recovered], [null, held_out - null]]
-    return min(1.0, float(fisher_exact(table, alternative="greater").pvalue))
+
+def _no_matches(candidates: int) -> Matches:
+    """Those of no images."""
+    none = torch.zeros(0, dtype=torch.long)
+    return Matches(similarity=torch.zeros(0, candidates), nearest=none, assigned=none)
+
+
+def _picked(
+    candidates: Candidates | Images, images: Float[Tensor, "n c h w"], control: Float[Tensor, "k c h w"]
+) -> Picked | None:
+    """None where the candidates have no confidence."""
+    if not isinstance(candidates, Candidates) or bool(candidates.confidence.isnan().all()):
+        return None
+    chosen = candidates.confidence.nan_to_num(0.0) >= CONFIDENT
+    found = comparable(candidates, images)[chosen]
+    alike = _alike(images, found)
+    shown = alike.argmax(0)[alike.amax(0) >= float(HEADLINE)] if len(found) else torch.zeros(0, dtype=torch.long)
+    return Picked(
+        candidates=int(chosen.sum()),
+        expected=float(candidates.confidence[chosen].double().sum()),
+        right=len(shown),
+        distinct=len(torch.unique(shown)),
+        null_right=int((_alike(control, found) >= float(HEADLINE)).any(0).sum()),
+    )
+
+
+def _alike(images: Float[Tensor, "n c h w"], found: Images) -> Float[Tensor, "n m"]:
+    """The similarity of each image and each candidate; -1 where a candidate is not finite."""
+    if len(images) == 0 or len(found) == 0:
+        return torch.zeros(len(images), len(found))
+    return torch.where(finite(found), similarity(images, found), -1.0)
 
 
 def _papers_ssim(
@@ -215,6 +326,8 @@ def _good(values: Sequence[float]) -> int:
 
 def _nearest_ssim(candidates: Candidates | Images, images: Float[Tensor, "n c h w"]) -> list[float]:
     """SSIM, window 3, of each image and its nearest candidate, stretched to [0, 1]; empty where it is not defined."""
+    if len(images) == 0:
+        return []
     found = comparable(candidates, images)
     found = found[finite(found)]
     if len(found) == 0:
@@ -225,7 +338,10 @@ def _nearest_ssim(candidates: Candidates | Images, images: Float[Tensor, "n c h 
 
 
 def _per_image(
-    candidates: Candidates | Images, images: Float[Tensor, "n c h w"], labels: Shaped[Tensor, " n"], matches: Matches
+    candidates: Candidates | Images,
+    images: Float[Tensor, "n c h w"],
+    labels: Shaped[Tensor, " n"] | None,
+    matches: Matches,
 ) -> list[ImageScore]:
     paired = torch.nonzero(matches.assigned >= 0)[:, 0]
     found, truth = comparable(candidates, images)[matches.assigned[paired]], images[paired]
@@ -239,7 +355,7 @@ def _per_image(
     return [
         ImageScore(
             index=i,
-            label=float(labels[i]),
+            label=None if labels is None else float(labels[i]),
             candidate=int(matches.assigned[i]),
             ncc=float(matches.assigned_similarity[i]),
             nearest=int(matches.nearest[i]),

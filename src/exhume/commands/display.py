@@ -17,7 +17,8 @@ from rich.progress import (
 )
 
 from exhume.attack.find_start import Evidence
-from exhume.audit.scores import Counts, sentence
+from exhume.audit.scores import Counts, Picked, sentence
+from exhume.audit.verdict import Judgement
 from exhume.commands.tracking import TRACKERS
 from exhume.errors import known
 from exhume.progress import Progress as Event
@@ -29,10 +30,32 @@ console, bars_console = Console(highlight=False), Console(stderr=True, highlight
 
 def print_scores(scores: Counts) -> None:
     """Two lines: the sentence, and the counts by threshold with those of the held-out images in brackets."""
-    counts = "  ".join(f"{level}: {count} ({scores.null[level]})" for level, count in scores.recovered.items())
-    papers = f"SSIM > 0.4: {scores.ssim.good} ({scores.ssim.null_good})"
+    beside = scores.held_out > 0
+    counts = "  ".join(
+        f"{level}: {count}" + (f" ({scores.null[level]})" if beside else "")
+        for level, count in scores.recovered.items()
+    )
+    papers = f"SSIM > 0.4: {scores.ssim.good}" + (f" ({scores.ssim.null_good})" if beside else "")
+    what = "held-out images" if beside else "no control"
     console.print(f"result        {sentence(scores)}", soft_wrap=True)
-    console.print(f"counts        {scores.measure.upper()} {counts}  {papers}  (held-out images)", soft_wrap=True)
+    console.print(f"counts        {scores.measure.upper()} {counts}  {papers}  ({what})", soft_wrap=True)
+
+
+def print_picked(picked: Picked) -> None:
+    """One line: what an attacker without the data would have picked."""
+    console.print(
+        f"confident     {picked.candidates} candidates of a confidence of 0.5 or more: {picked.right} right "
+        f"({picked.expected:.0f} expected), they show {picked.distinct} training images; {picked.null_right} resemble "
+        "held-out images as much",
+        soft_wrap=True,
+    )
+
+
+def print_verdict(judgement: Judgement) -> None:
+    """The verdict, its sentence, and the reasons, one a line."""
+    console.print(f"verdict       {judgement.verdict}: {judgement.sentence}", markup=False, soft_wrap=True)
+    for reason in judgement.reasons:
+        console.print(f"              {reason}", markup=False, soft_wrap=True)
 
 
 def print_search(record: SearchRecord) -> None:

@@ -11,15 +11,26 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from exhume.attack.methods import METHODS, Exhume, name_of
 from exhume.attack.search import Method
+from exhume.audit.verdict import judge
 from exhume.checkpoint import Checkpoint, load_checkpoint, load_state_dict
-from exhume.commands.display import bars, console, print_scores, print_search, progress_display
+from exhume.commands.display import (
+    bars,
+    console,
+    print_picked,
+    print_scores,
+    print_search,
+    print_verdict,
+    progress_display,
+)
 from exhume.defence.training import TrainingConfig
 from exhume.devices import Device
 from exhume.errors import InputError, known
 from exhume.networks import NetworkConfig, Task
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, locate
+from exhume.problems.owned import OWN, Split
 from exhume.report import draw
+from exhume.runs.applicability import read_applicability
 from exhume.runs.pipeline import load_centre, reconstruct_run, score_run, train_run
 from exhume.runs.schema import StartRecord, read_record
 from exhume.runs.store import load_candidates
@@ -101,6 +112,10 @@ class Train:
         name, run = self._places()
         origin = locate(name, self.selection)
         problem = load_problem(*origin)
+        if origin[0] in OWN:
+            console.print(
+                f"{problem.source}. Trained on {len(problem.images)}, held out {len(problem.held_out)}.", markup=False
+            )
         with progress_display(run, self.track) as progress_callback:
             record = train_run(
                 run,
@@ -291,18 +306,28 @@ class Score:
     """Folder of the run."""
     problem: str | None = None
     """The training images of a checkpoint that was trained elsewhere: a name or path as for `exhume train`."""
+    held_out: Path | None = None
+    """With --problem: a folder or .npz file of images that the network never saw. Without any there is no control."""
+    split: Split | None = None
+    """With --problem: the owner says that only a part of these images was trained on: half of each class, or the first
+    --per-class of each (rest). The others are held out."""
     others: Annotated[tuple[Path, ...], arg(name="with")] = ()
     """Folders with other reconstructions of the same checkpoint, whose candidates are scored with the run's."""
     selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
 
     def __call__(self) -> None:
-        load_candidates(self.run)
+        found = load_candidates(self.run)[1]
         origin = None if self.problem is None else (self.problem, self.selection)
         if origin is None and (self.selection.per_class, self.selection.classes) != (None, None):
             raise InputError("--per-class and --classes go with --problem, which is missing.")
         data_dir = self.selection.data_dir if origin is None else None
-        scores = score_run(self.run, origin, others=self.others, data_dir=data_dir)
+        scores = score_run(
+            self.run, origin, held_out=self.held_out, split=self.split, others=self.others, data_dir=data_dir
+        )
         print_scores(scores)
+        if scores.picked is not None:
+            print_picked(scores.picked)
+        print_verdict(judge(scores, read_applicability(found)))
         for words in dict.fromkeys([scores.chosen, *(part.chosen for part in scores.merged)]):
             if words is not None:
                 console.print(f"candidates    {words}", soft_wrap=True)

@@ -25,6 +25,8 @@ from exhume.problems.datasets import DataSet, Rows
 DAMAGE = (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 """What the standard library and NumPy raise for a file that is cut short or something else than its name says."""
 
+NPZ_KEYS = ("x_train", "y_train", "images", "labels", "x_test", "y_test", "held_out", "held_out_labels", *"XYxy")
+"""Names under which an .npz file may hold images and labels."""
 MNIST_IMAGES = "train-images-idx3-ubyte"
 MNIST_FILES = (MNIST_IMAGES, "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -87,15 +89,15 @@ def read_npz(path: Path, classes: tuple[str, ...] | None = None, title: str = "A
         InputError: an array is missing, or is no images ([n, h, w], [n, h, w, c] or [n, c, h, w] with 1 or 3 channels,
             uint8 or floats in [0, 1]) or no labels ([n], whole numbers).
     """
-    arrays = _npz_arrays(path)
+    arrays, names_held = npz_arrays(path)
     train_keys = ("x_train", "y_train") if "x_train" in arrays else ("images", "labels")
     for key in train_keys:
         if key not in arrays:
             raise InputError(
-                f"{path} holds {', '.join(arrays) or 'nothing'}, but no {key}; x_train and y_train (or images and "
+                f"{path} holds {', '.join(names_held) or 'nothing'}, but no {key}; x_train and y_train (or images and "
                 "labels) are needed."
             )
-    values = np.unique(_labels(path, train_keys[1], arrays)) if classes is None else np.arange(len(classes))
+    values = np.unique(npz_labels(path, train_keys[1], arrays)) if classes is None else np.arange(len(classes))
     names = classes or tuple(str(value) for value in values)
     train = _npz_rows(path, train_keys, arrays, values)
     test_keys = ("x_test", "y_test") if "x_test" in arrays else ("held_out", "held_out_labels")
@@ -192,11 +194,12 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
         raise InputError(f"{path} is damaged: {error}.") from None
 
 
-def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    keys = ("x_train", "y_train", "images", "labels", "x_test", "y_test", "held_out", "held_out_labels")
+def npz_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+    """The arrays of an .npz file that can be images or labels, by name; and the names of all that it holds."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            return {key: np.asarray(content[key]) for key in content if key in keys}  # raw bytes where no .npy is in it
+            names = tuple(content)
+            return {key: np.asarray(content[key]) for key in NPZ_KEYS if key in names}, names  # bytes where no .npy is
     except FileNotFoundError:
         raise InputError(f"There is no {path}.") from None
     except (*DAMAGE, TypeError, AttributeError) as error:  # the last two: an array on its own, no archive of arrays
@@ -204,7 +207,7 @@ def _npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _npz_rows(path: Path, keys: tuple[str, str], arrays: dict[str, NDArray[Any]], values: NDArray[Any]) -> Rows:
-    images, labels = _images(path, keys[0], arrays[keys[0]]), _labels(path, keys[1], arrays)
+    images, labels = npz_images(path, keys[0], arrays[keys[0]]), npz_labels(path, keys[1], arrays)
     if not np.isin(labels, values).all():
         unknown = labels[~np.isin(labels, values)][0]
         raise InputError(f"{path}: {keys[1]} has label {unknown}, which is none of the {len(values)} classes.")
@@ -214,7 +217,7 @@ def _npz_rows(path: Path, keys: tuple[str, str], arrays: dict[str, NDArray[Any]]
         raise InputError(f"{path}: {keys[0]} {error}.") from None
 
 
-def _images(path: Path, key: str, images: NDArray[Any]) -> NDArray[Any]:
+def npz_images(path: Path, key: str, images: NDArray[Any]) -> NDArray[Any]:
     """Any accepted layout as [n, c, h, w]; where both ends could be the channels, the last axis is."""
     if images.ndim == 3:
         images = images[:, None]
@@ -236,7 +239,8 @@ def _range(array: NDArray[Any]) -> str:
     return f"{array.dtype} from {array.min():g} to {array.max():g}" if array.dtype.kind in "iuf" else str(array.dtype)
 
 
-def _labels(path: Path, key: str, arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
+def npz_labels(path: Path, key: str, arrays: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    """Whole numbers, one an image, [n]."""
     labels = arrays[key]
     if labels.dtype.kind not in "iub" or labels.shape[:1] != (labels.size,):
         raise InputError(

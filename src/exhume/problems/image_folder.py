@@ -1,4 +1,4 @@
-"""Your own images, a folder per class (default: trained on half of the smallest class)."""
+"""Your own images, a folder per class (default: trained on half of each class)."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,8 @@ def load(selection: Selection) -> Problem:
     """The image files in each sub-folder, in natural order of their names; the sub-folders name the classes.
 
     Where the folder holds `train` and `held_out`, each with a folder per class, the first is trained on and the second
-    is the control; else the first images of each class are trained on, and the same number after them is the control.
+    is the control; else the first images of each class are trained on, and those after them are the control.
+    Every image counts, also where classes differ in their number, unless `per_class` asks for fewer.
     Grey where every image is grey, RGB otherwise; an alpha channel is dropped. All images must have the same size.
     """
     if selection.data_dir is None or not Path(selection.data_dir).is_dir():
@@ -33,25 +34,29 @@ def load(selection: Selection) -> Problem:
         if list(files) != list(held_out):
             raise InputError(f"{folder / 'train'} and {folder / 'held_out'} must hold the same classes.")
         source = f"Your images, from {folder.name}: train, and held_out as the control"
-        per_class = selection.per_class or min(map(len, files.values()))
-        images = _read([path for group in (files, held_out) for of_class in group.values() for path in of_class])
+        images = read_images([path for group in (files, held_out) for of_class in group.values() for path in of_class])
         split = sum(map(len, files.values()))
         test = Rows(images[split:], _labels(held_out))
-        return own_problem(
-            "image-folder", DataSet(Rows(images[:split], _labels(files)), test, tuple(files), source), per_class
-        )
-    files = _files_by_class(folder)
-    per_class = selection.per_class or max(1, min(map(len, files.values())) // 2)
-    needed = {name: of_class[: 2 * per_class] for name, of_class in files.items()}
-    rows = Rows(_read([path for of_class in needed.values() for path in of_class]), _labels(needed))
-    source = (
-        f"Your images, from {folder.name}: the first {per_class} of each class, and those after them as the control"
-    )
+        data = DataSet(Rows(images[:split], _labels(files)), test, tuple(files), source)
+        return own_problem("image-folder", data, selection.per_class)
+    files, per_class = _files_by_class(folder), selection.per_class
+    needed = {name: of_class[: per_class and 2 * per_class] for name, of_class in files.items()}
+    rows = Rows(read_images([path for of_class in needed.values() for path in of_class]), _labels(needed))
+    first = per_class or _even_half(files)
+    which = "half of each class" if first is None else f"{first} of each class"
+    source = f"Your images, from {folder.name}: the first {which}, and those after them as the control"
     return own_problem("image-folder", DataSet(rows, None, tuple(files), source), per_class)
 
 
+def _even_half(files: dict[str, list[Path]]) -> int | None:
+    """Half the number of images of a class, where all classes have the same even number."""
+    counts = {len(of_class) for of_class in files.values()}
+    count = counts.pop()
+    return None if counts or count % 2 else count // 2
+
+
 def _files_by_class(folder: Path) -> dict[str, list[Path]]:
-    files = {path.name: _image_files(path) for path in sorted(folder.iterdir()) if _is_class(path)}
+    files = {path.name: image_files(path) for path in visible_folders(folder)}
     if len(files) < 2:
         raise InputError(f"{folder} holds {len(files)} folders, but image-folder needs one per class, two or more.")
     empty = [name for name, of_class in files.items() if not of_class]
@@ -64,11 +69,13 @@ def _labels(files: dict[str, list[Path]]) -> torch.Tensor:
     return torch.tensor([label for label, of_class in enumerate(files.values()) for _ in of_class])
 
 
-def _is_class(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+def visible_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, in the order of their names, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """The image files that lie in a folder, in natural order of their names."""
     known = Image.registered_extensions()
     images = (path for path in folder.iterdir() if path.suffix.lower() in known and not path.name.startswith("."))
     return sorted(images, key=_natural)
@@ -79,7 +86,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _read(paths: list[Path]) -> torch.Tensor:
+def read_images(paths: list[Path]) -> torch.Tensor:
     """Images as bytes, [n, c, h, w]."""
     images = [_open(path) for path in paths]
     for path, image in zip(paths, images, strict=True):

@@ -200,7 +200,9 @@ def _unchecked(run: Contents) -> list[Pair]:
     ]
 
 
-def _class(published: Published, label: float) -> str:
+def _class(published: Published, label: float | None) -> str:
+    if label is None:
+        return "class unknown"
     if published.task == "regression" or not 0 <= label < len(published.classes):
         return f"target {label:g}"
     name = published.classes[int(label)]

@@ -93,7 +93,7 @@ def bars(scores: Counts) -> "Markup":
         for shift, counts, total, colour, label in (
             (-0.2, scores.recovered, scores.images, TRAINING, "training"),
             (0.2, scores.null, scores.held_out, HELD_OUT, "held out"),
-        ):
+        )[: 2 if scores.held_out else 1]:
             places = [k + shift for k in range(len(counts))]
             drawn = axes.bar(places, [count / total for count in counts.values()], 0.36, color=colour, label=label)
             axes.bar_label(drawn, [str(count) for count in counts.values()], padding=2)

@@ -21,7 +21,8 @@ from exhume.defence.training import TrainingConfig, TrainingState, train
 from exhume.devices import choose_device
 from exhume.errors import InputError
 from exhume.networks import NetworkConfig, Shape, check
-from exhume.problems import Problem, Selection, load_problem, locate
+from exhume.problems import Problem, Selection, locate
+from exhume.problems.owned import OwnedImages, Split, load_images
 from exhume.progress import ProgressCallback, no_op
 from exhume.records import provenance, write, write_tensors
 from exhume.runs.schema import (
@@ -195,14 +196,19 @@ def score_run(
     folder: Path,
     origin: tuple[str, Selection] | None = None,
     *,
+    held_out: Path | None = None,
+    split: Split | None = None,
     others: Sequence[Path] = (),
     data_dir: str | None = None,
 ) -> ScoresRecord:
     """Scores the folder's candidates against the truth and against held-out images, and writes the counts and pairs.
 
+    Without held-out images there is no control, and the record says so; none are made of training images.
+
     Args:
         origin: name and selection of the truth for a checkpoint that was trained elsewhere; None: what training.json
             names.
+        held_out, split: with `origin`, where the control comes from (`problems.load_images`).
         others: folders with other reconstructions of the same checkpoint, whose candidates are scored with the run's.
         data_dir: where the data that training.json names are on this machine, if not where they were.
 
@@ -215,14 +221,17 @@ def score_run(
         raise InputError("Each reconstruction counts once: the folders to merge must differ from each other.")
     parts = [load_candidates(folder), *(load_candidates(other, of=folder) for other in others)]
     candidates, found = join([part for part, _ in parts]), parts[0][1]
+    problem: Problem | OwnedImages
     train_seconds = None
     if origin is None:
+        if held_out is not None or split is not None:
+            raise InputError("Held-out images go with the images of a checkpoint from elsewhere (--problem).")
         training = read_training(folder)
         problem, truth, train_seconds = load_truth(training, data_dir), training.problem, training.provenance.seconds
     elif (folder / "training.json").exists():
         raise InputError(f"{folder} was trained on a problem of its own; it is scored without --problem.")
     else:
-        problem = load_problem(*origin)
+        problem = load_images(origin[0], held_out=held_out, split=split, selection=origin[1])
         truth = _problem_record(problem, locate(*origin))
     scores = score(
         candidates,
@@ -250,7 +259,7 @@ def score_run(
     return record
 
 
-def _problem_record(problem: Problem, origin: tuple[str, Selection]) -> ProblemRecord:
+def _problem_record(problem: Problem | OwnedImages, origin: tuple[str, Selection]) -> ProblemRecord:
     return ProblemRecord(
         name=origin[0],
         selection=origin[1],
@@ -286,7 +295,7 @@ def _adopt(folder: Path, checkpoint: Checkpoint) -> None:
     save_checkpoint(checkpoint, folder)
 
 
-def _pairs(candidates: Candidates, problem: Problem, scores: Scores) -> dict[str, Tensor]:
+def _pairs(candidates: Candidates, problem: Problem | OwnedImages, scores: Scores) -> dict[str, Tensor]:
     """Training and held-out images, each with its one-to-one candidate (zeros where there is none)."""
     return {
         **_paired("", candidates, problem.images, scores.matches),

@@ -178,7 +178,7 @@ def _decode_method(content: Mapping[str, Any]) -> Method:
 records.register(Method, _encode_method, _decode_method)
 
 
-# ---- Formats 2 and 3
+# ---- Formats 2, 3 and 4
 
 
 def _upgrade_training(content: dict[str, Any]) -> dict[str, Any]:
@@ -186,6 +186,8 @@ def _upgrade_training(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_candidates(content: dict[str, Any]) -> dict[str, Any]:
+    if "method" in content:
+        return content  # format 4
     settings, assumptions = content.pop("reconstruction"), content.pop("reading")
     return {
         "initial": None,
@@ -197,6 +199,8 @@ def _upgrade_candidates(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_search(content: dict[str, Any]) -> dict[str, Any]:
+    if "method" in content:
+        return content  # format 4
     settings = content.pop("reconstruction")
     trials = [
         {**_renamed(trial, {}), "settings": _renamed(trial["settings"], _SETTINGS)} for trial in content["trials"]
@@ -205,7 +209,10 @@ def _upgrade_search(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_scores(content: dict[str, Any]) -> dict[str, Any]:
-    return _renamed(content, {"never_seen": "held_out"})
+    """Format 4 had one test, of the counts at 0.9."""
+    later = dict.fromkeys(("p_rank", "share", "difference", "distinct", "picked"))
+    scores = _renamed(content, {"never_seen": "held_out"})
+    return {"p_values": {"0.9": scores["p_value"]}, **later, **scores}
 
 
 _SETTINGS = {"bilevel": "binary_prior"}
@@ -247,4 +254,4 @@ UPGRADES: dict[type, Upgrade] = {
     SearchRecord: _upgrade_search,
     ScoresRecord: _upgrade_scores,
 }
-"""How the records of formats 2 and 3 become today's; other records have not changed since."""
+"""How the records of formats 2, 3 and 4 become today's; other records have not changed since."""

@@ -14,6 +14,7 @@ tracking/                            logs of TensorBoard or Weights & Biases, wh
 """
 
 import shutil
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -69,8 +70,14 @@ def load_truth(record: TrainingRecord, data_dir: str | None = None) -> Problem:
     Raises:
         InputError: its data are not there, or have changed since.
     """
-    selection = record.problem.selection
-    problem = load_problem(record.problem.name, replace(selection, data_dir=data_dir or selection.data_dir))
+    selection = replace(record.problem.selection, data_dir=data_dir or record.problem.selection.data_dir)
+    problem = load_problem(record.problem.name, selection)
+    if problem.fingerprint != record.problem.fingerprint and selection.per_class is None:
+        even = record.problem.images // len(
+            problem.classes
+        )  # until format 4 classes were made as large as the smallest
+        with suppress(InputError):
+            problem = load_problem(record.problem.name, replace(selection, per_class=max(1, even)))
     if problem.fingerprint != record.problem.fingerprint:
         raise InputError(
             f"The problem {record.problem.name} now loads other images ({problem.source}) than it was trained on "

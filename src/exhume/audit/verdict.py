@@ -1,0 +1,184 @@
+"""The verdict: does the network leak, was nothing found by a method that applies, or does the method not apply here?"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from exhume.audit.scores import HEADLINE, Counts
+
+Verdict = Literal["leaks", "nothing found", "does not apply"]
+Strength = Literal["plainly", "in part", "traces", "not proven", "none"]
+
+PLAINLY = 1e-3
+"""Chance of a difference of counts below which they prove a leak; for several thresholds, divided by their number."""
+TRACES = 0.01
+"""Chance of a difference of all similarities below which it is called a leak: one in a hundred networks that leak
+nothing is called so."""
+HOLDS = 0.5
+"""Residual of the true images, relative to that of never-seen ones, up to which the condition holds at the truth."""
+GIVING = ("decayed", "small initialisation", "known start")
+"""Rows of REGIMES from which most images of a small set came out. Nothing came out of the default initialisation while
+the start was not known; of inexact starts (Adam) sometimes a part, so nothing found there says little."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applicability:
+    """What is known of whether the method can read this network.
+
+    method_reads: whether it has the equations of this kind of network; reason: why not, or what speaks against it,
+    in words for the owner ("": nothing does); regime: the row of REGIMES that the weights chose.
+
+    With the owner's images at hand: residual_true and residual_held_out, of the true and of never-seen images under the
+    same fit; stays: whether a search begun at the true images stays there. None: not looked at.
+    start_known: whether the weights before training are known; optimiser: by its signs in the weights ("adam"); None:
+    not known.
+
+        exhume.judge(scores, exhume.Applicability(method_reads=True, residual_true=0.02, residual_held_out=0.6))
+    """
+
+    method_reads: bool
+    reason: str = ""
+    regime: str | None = None
+    residual_true: float | None = None
+    residual_held_out: float | None = None
+    stays: bool | None = None
+    start_known: bool | None = None
+    optimiser: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One of three verdicts, how strong the evidence for a leak is, one sentence for the owner, and the reasons.
+
+    strength: "plainly" (the counts at NCC >= 0.9), "in part" (those at another threshold, and all similarities),
+    "traces" (all similarities together, no single image), "not proven" (there is no control), "none".
+
+        judgement = exhume.judge(scores, None)
+        print(judgement.verdict, judgement.sentence, *judgement.reasons)
+    """
+
+    verdict: Verdict
+    strength: Strength
+    sentence: str
+    reasons: tuple[str, ...]
+
+
+def judge(scores: Counts, applies: Applicability | None = None) -> Judgement:
+    """Gives the verdict on the counts.
+
+    "leaks" needs a test against held-out images; without them nothing is called a leak. "nothing found" needs a method
+    that applies: the condition holds at the true images better than at never-seen ones, or, where these were not
+    looked at, the weights are of a kind from which images come out (`GIVING`). All else is "does not apply".
+
+        judgement = exhume.judge(exhume.score(candidates, images, labels, held_out))
+
+    Args:
+        applies: whether the method can read this network; None: nobody looked.
+    """
+    strength = _strength(scores)
+    if strength in ("plainly", "in part", "traces"):
+        return Judgement(
+            verdict="leaks", strength=strength, sentence=_LEAKS[strength], reasons=_evidence(scores, strength)
+        )
+    if strength == "not proven":
+        count = f"{scores.recovered[HEADLINE]} of {scores.images} training images look like a candidate of their own"
+        return Judgement(
+            verdict="does not apply",
+            strength=strength,
+            sentence=f"Not decided: {count}, but no held-out images were given, so nothing tells a leak from chance.",
+            reasons=("Give images of the same kind that the network never saw, and count again.",),
+        )
+    against = _against(applies)
+    if against:
+        sentence = "Nothing was found, and that does not clear the network: the method does not apply here."
+        return Judgement(verdict="does not apply", strength="none", sentence=sentence, reasons=against)
+    return Judgement(
+        verdict="nothing found",
+        strength="none",
+        sentence="Nothing was found, by a method that applies to this network.",
+        reasons=_for(applies),
+    )
+
+
+_LEAKS = {
+    "plainly": "The network leaks: training images came out of it.",
+    "in part": "The network leaks: what came out shows training images, most of them not sharply.",
+    "traces": "The network shows traces of its training images, though no single image can be pointed at.",
+}
+
+
+def _strength(scores: Counts) -> Strength:
+    if scores.held_out == 0:
+        return "not proven" if scores.recovered[HEADLINE] else "none"
+    if _proves(scores, HEADLINE, PLAINLY):
+        return "plainly"
+    rank = 1.0 if scores.p_rank is None else scores.p_rank
+    levels = scores.p_values
+    if rank < TRACES and any(_proves(scores, level, PLAINLY / len(levels)) for level in levels):
+        return "in part"
+    return "traces" if rank < TRACES else "none"
+
+
+def _proves(scores: Counts, level: str, below: float) -> bool:
+    """More than chance gives, and more than the mean image gives, which the attacker knows."""
+    return scores.p_values.get(level, 1.0) < below and scores.recovered[level] > scores.mean_alone[level]
+
+
+def _evidence(scores: Counts, strength: Strength) -> tuple[str, ...]:
+    level = HEADLINE if strength == "plainly" else min(scores.p_values, key=lambda level: scores.p_values[level])
+    measure = "NCC" if scores.measure == "ncc" else "agreement"
+    reasons = [
+        f"{measure} >= {level}: {scores.recovered[level]} of {scores.images} training images, "
+        f"{scores.null[level]} of {scores.held_out} held-out images (p = {scores.p_values[level]:.1g})."
+    ]
+    if scores.p_rank is not None:
+        reasons.append(f"All similarities together: p = {scores.p_rank:.1g} (rank test).")
+    return tuple(reasons)
+
+
+def _against(applies: Applicability | None) -> tuple[str, ...]:
+    """Why nothing found says nothing; none of it: the method applies."""
+    if applies is None:
+        return ("Whether the method can read this network was not looked at.",)
+    reasons = [applies.reason] if applies.reason else []
+    if not applies.method_reads:
+        return tuple(reasons) or ("The method has no equations for this kind of network.",)
+    if applies.stays is False:
+        reasons.append("A search begun at the true images leaves them, so the weights do not hold them fast.")
+    true, never_seen = applies.residual_true, applies.residual_held_out
+    if true is not None and never_seen is not None:
+        if not true <= HOLDS * never_seen:
+            reasons.insert(
+                0,
+                f"The true images explain the weights little better than never-seen ones "
+                f"(residual {true:.2g} against {never_seen:.2g}).",
+            )
+        elif applies.stays is not False:
+            return ()
+    elif not reasons and applies.regime not in GIVING:
+        reasons.append(_regime(applies))
+    if reasons and applies.optimiser == "adam":
+        reasons.append("Training took steps element by element (Adam), which the equations do not describe.")
+    return tuple(reasons)
+
+
+def _regime(applies: Applicability) -> str:
+    if applies.regime is None:
+        return "What kind of training this was does not show in the weights."
+    known = "" if applies.start_known else ", and the weights before training are not known"
+    return f"From networks of this kind ({applies.regime}) little or nothing came out so far{known}."
+
+
+def _for(applies: Applicability | None) -> tuple[str, ...]:
+    if applies is None:
+        return ()
+    reasons = []
+    if applies.residual_true is not None and applies.residual_held_out is not None:
+        reasons.append(
+            f"The true images explain the weights better than never-seen ones (residual {applies.residual_true:.2g} "
+            f"against {applies.residual_held_out:.2g}), so they can be in reach of another search."
+        )
+    elif applies.regime is not None:
+        reasons.append(f"From networks of this kind ({applies.regime}) images came out before.")
+    if applies.stays:
+        reasons.append("A search begun at the true images stays there, so one that begins elsewhere may find them.")
+    return tuple(reasons)

@@ -1,0 +1,119 @@
+"""The verdict: leaks only by a test, nothing found only by a method that applies, and else the reason."""
+
+from dataclasses import replace
+
+import pytest
+
+from exhume.audit.scores import Counts, Seconds, Ssim
+from exhume.audit.verdict import GIVING, HOLDS, Applicability, judge
+
+LEVELS = ("0.7", "0.8", "0.9", "0.95")
+NOTHING = Counts(
+    problem="",
+    measure="ncc",
+    images=100,
+    held_out=100,
+    candidates=400,
+    recovered=dict.fromkeys(LEVELS, 0),
+    null=dict.fromkeys(LEVELS, 0),
+    null_perfect=dict.fromkeys(LEVELS, 0),
+    mean_alone=dict.fromkeys(LEVELS, 0),
+    median_ncc=0.3,
+    null_median_ncc=0.3,
+    p_value=1.0,
+    p_values=dict.fromkeys(LEVELS, 1.0),
+    p_rank=0.4,
+    ssim=Ssim(good=0, null_good=0, null_perfect=0, top10=None),
+    per_image=[],
+    seconds=Seconds(),
+)
+READS = Applicability(method_reads=True, regime="small initialisation")
+
+
+def counted(level: str, recovered: int, null: int, p_value: float, p_rank: float) -> Counts:
+    p_values = {**NOTHING.p_values, level: p_value}
+    return replace(
+        NOTHING,
+        recovered={**NOTHING.recovered, level: recovered},
+        null={**NOTHING.null, level: null},
+        p_value=p_values["0.9"],
+        p_values=p_values,
+        p_rank=p_rank,
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "strength", "words"),
+    [
+        (counted("0.9", 90, 2, 1e-30, 1e-20), "plainly", "NCC >= 0.9: 90 of 100 training images, 2 of 100 held-out"),
+        (counted("0.9", 12, 0, 2e-4, 0.2), "plainly", "p = 0.0002"),  # few among many: ranks do not show it
+        (counted("0.8", 35, 9, 6e-6, 1e-5), "in part", "NCC >= 0.8: 35 of 100 training images, 9 of 100 held-out"),
+        (counted("0.7", 74, 40, 1e-6, 1e-4), "in part", "NCC >= 0.7"),
+        (counted("0.8", 35, 9, 6e-6, 0.02), "none", ""),
+        (counted("0.8", 20, 9, 0.02, 0.005), "traces", "All similarities together: p = 0.005 (rank test)"),
+        (counted("0.8", 20, 9, 0.02, 0.02), "none", ""),
+        (counted("0.9", 3, 0, 0.12, 0.06), "none", ""),
+    ],
+)
+def test_a_leak_has_a_strength_and_its_p_values(scores: Counts, strength: str, words: str) -> None:
+    judgement = judge(scores, READS)
+    assert judgement.strength == strength
+    assert (judgement.verdict == "leaks") == (strength != "none")
+    if words:
+        assert words in " ".join(judgement.reasons) and "rank test" in " ".join(judgement.reasons)
+
+
+def test_what_the_mean_image_gives_too_proves_no_leak() -> None:
+    scores = counted("0.9", 12, 0, 2e-4, 0.2)
+    assert judge(replace(scores, mean_alone=dict.fromkeys(LEVELS, 12)), READS).verdict == "nothing found"
+
+
+def test_without_a_control_nothing_is_called_a_leak_or_cleared() -> None:
+    alone = replace(
+        counted("0.9", 99, 0, 1.0, 1.0), held_out=0, p_value=None, p_values={}, p_rank=None, null_median_ncc=None
+    )
+    judgement = judge(alone, READS)
+    assert (judgement.verdict, judgement.strength) == ("does not apply", "not proven")
+    assert judgement.sentence.startswith("Not decided: 99 of 100 training images look like a candidate of their own")
+    assert judge(replace(alone, recovered=NOTHING.recovered), READS).verdict == "nothing found"
+
+
+@pytest.mark.parametrize("regime", GIVING)
+def test_nothing_found_where_images_come_out_of_such_networks(regime: str) -> None:
+    judgement = judge(NOTHING, Applicability(method_reads=True, regime=regime))
+    assert judgement.verdict == "nothing found"
+    assert regime in judgement.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("applies", "words"),
+    [
+        (None, "was not looked at"),
+        (Applicability(method_reads=False), "no equations"),
+        (Applicability(method_reads=False, reason="It is a transformer."), "It is a transformer."),
+        (Applicability(method_reads=False, residual_true=0.0, residual_held_out=1.0), "no equations"),
+        (Applicability(method_reads=True), "does not show in the weights"),
+        (Applicability(method_reads=True, regime="default initialisation"), "weights before training are not known"),
+        (Applicability(method_reads=True, regime="known start, inexact", optimiser="adam"), "(Adam)"),
+        (replace(READS, reason="The search diverged."), "The search diverged."),
+        (replace(READS, residual_true=0.9, residual_held_out=0.95), "residual 0.9 against 0.95"),
+        (replace(READS, residual_true=float("nan"), residual_held_out=0.95), "residual nan"),
+        (replace(READS, stays=False), "leaves them"),
+        (replace(READS, stays=False, residual_true=0.01, residual_held_out=0.9), "leaves them"),
+    ],
+)
+def test_the_method_does_not_apply_and_says_why(applies: Applicability | None, words: str) -> None:
+    judgement = judge(NOTHING, applies)
+    assert (judgement.verdict, judgement.strength) == ("does not apply", "none")
+    assert words in " ".join(judgement.reasons)
+    assert "does not clear the network" in judgement.sentence
+
+
+def test_the_owners_view_decides_where_it_is_there() -> None:
+    """The condition holds at the true images: the method applies, whatever the regime and the candidates' residual."""
+    limit = replace(READS, regime="default initialisation", reason="The candidates leave 90 % unexplained.")
+    for true, verdict in ((0.99 * HOLDS, "nothing found"), (1.01 * HOLDS, "does not apply")):
+        assert judge(NOTHING, replace(limit, residual_true=true, residual_held_out=1.0)).verdict == verdict
+    judgement = judge(NOTHING, replace(limit, residual_true=0.02, residual_held_out=0.6, stays=True))
+    assert "residual 0.02 against 0.6" in judgement.reasons[0]
+    assert "stays there" in judgement.reasons[1]
