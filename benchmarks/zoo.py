@@ -180,7 +180,7 @@ def measured(checkpoint: Checkpoint, problem: Problem, row: Recipe, device: str)
             images=len(problem.images),
             fingerprint=problem.fingerprint,
         ),
-        network=checkpoint.network,
+        network=checkpoint.config,
         training=config,
         history=[replace(seen.history[0], epoch=IMPORTED_EPOCHS)],
         margins=seen.margins,

@@ -21,12 +21,14 @@ from .candidates import Candidates as Candidates
 from .candidates import join as join
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import load_checkpoint as load_checkpoint
-from .checkpoint import load_state_dict as load_state_dict
 from .checkpoint import save_checkpoint as save_checkpoint
 from .defence.losses import LOSSES as LOSSES
 from .defence.training import TrainingConfig as TrainingConfig
 from .defence.training import train as train
 from .errors import InputError as InputError
+from .foreign import ForeignNetwork as ForeignNetwork
+from .foreign import load_state_dict as load_state_dict
+from .foreign import read_network as read_network
 from .networks import ACTIVATIONS as ACTIVATIONS
 from .networks import NETWORKS as NETWORKS
 from .networks import NetworkConfig as NetworkConfig

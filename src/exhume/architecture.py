@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from exhume.layers import LayeredNetwork
 from exhume.networks import ACTIVATIONS, CentredNetwork
 
 
@@ -80,9 +81,10 @@ def _in_sequence(network: nn.Module) -> list[nn.Module]:
     """
     if isinstance(network, CentredNetwork):
         network = network.layers
-    if type(network) is not nn.Sequential:
+    if type(network) not in (nn.Sequential, LayeredNetwork):
         return []
-    parts = ((part,) if type(part) is not nn.Sequential else _in_sequence(part) for part in network)
+    inner = network.in_sequence if isinstance(network, LayeredNetwork) else list(network.children())
+    parts = ((part,) if type(part) is not nn.Sequential else _in_sequence(part) for part in inner)
     return [layer for part in parts for layer in part if not _does_nothing(layer)]
 
 

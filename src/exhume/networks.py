@@ -62,25 +62,33 @@ class NetworkConfig:
 
 
 class Centre(nn.Module):
-    """Subtracts the training mean, so that images outside the network are always in [0, 1]."""
+    """Subtracts the training mean and divides by a scale, so that images outside the network are always in [0, 1]."""
 
     centre: Tensor
+    scale: Tensor | None
 
-    def __init__(self, centre: Float[Tensor, "c h w"]) -> None:
+    def __init__(self, centre: Float[Tensor, "c h w"], scale: Float[Tensor, "c h w"] | None = None) -> None:
         super().__init__()
         self.register_buffer("centre", centre)
+        self.register_buffer("scale", scale)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        return images - self.centre
+        centred = images - self.centre
+        return centred if self.scale is None else centred / self.scale
 
 
 class CentredNetwork(nn.Module):
     """Any layers behind their centring layer: images in [0, 1] in, scores out."""
 
-    def __init__(self, centre: Float[Tensor, "c h w"], layers: list[nn.Module]) -> None:
+    def __init__(
+        self,
+        centre: Float[Tensor, "c h w"],
+        layers: list[nn.Module] | nn.Module,
+        scale: Float[Tensor, "c h w"] | None = None,
+    ) -> None:
         super().__init__()
-        self.centre = Centre(centre)
-        self.layers = nn.Sequential(*layers)
+        self.centre = Centre(centre, scale)
+        self.layers = layers if isinstance(layers, nn.Module) else nn.Sequential(*layers)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         scores: Tensor = self.layers(self.centre(images))

@@ -92,8 +92,14 @@ def read(path: Path, kind: type[T], upgrade: Upgrade = dict) -> T:
 
 def register(kind: Any, encode: Callable[[T], dict[str, Any]], decode: Callable[[Mapping[str, Any]], T]) -> None:
     """Says how values of an abstract class are written and read; `decode` raises `InputError` for what is none."""
-    _converter.register_unstructure_hook_func(lambda of: of is kind, encode)
-    _converter.register_structure_hook_func(lambda of: of is kind, lambda content, _: decode(content))
+    _converter.register_unstructure_hook_func(lambda of: of == kind, encode)
+    _converter.register_structure_hook_func(lambda of: of == kind, lambda content, _: decode(content))
+
+
+def encode(record: Any) -> dict[str, Any]:
+    """A dataclass in JSON's types."""
+    content: dict[str, Any] = _converter.unstructure(record)
+    return content
 
 
 def decode(content: Mapping[str, Any], kind: type[T]) -> T:

@@ -161,7 +161,7 @@ def analyse_weights(
     regime = REGIMES[name]
     rescaled = regime.rescaled and sees_images
     if rescaled:
-        scale = pixel_deviation(target.centre)
+        scale = target.divided_by_scale(pixel_deviation(target.centre).reshape(target.shape)).flatten()
         noise = noise * float(scale.pow(2).mean().sqrt()) if noise is not None else None
         space = first_layer_spectrum(replace(mlp, weights=[mlp.weights[0] * scale, *mlp.weights[1:]]))[1]
     rank = rank if regime.counts_images else 0
@@ -238,8 +238,17 @@ def choose_priors(target: Target, space: Subspace, *, sees_images: bool) -> tupl
     Behind a head directions are no pictures and tell nothing, so images are taken for photographs.
     """
     shown = min(target.shape[1:]) >= SMALLEST_PICTURE
-    smooth = shown and (not sees_images or is_smooth(space, target.shape))
+    smooth = shown and (not sees_images or is_smooth(_in_pixels(target, space), target.shape))
     return SMOOTHNESS * smooth, BINARY_PRIOR * (shown and not smooth and is_black_or_white(target.centre))
+
+
+def _in_pixels(target: Target, space: Subspace) -> Subspace:
+    """Directions of a network's inputs as directions of its images, which are what is smooth or rough."""
+    if target.divided is None:
+        return space
+    scale = target.divided.flatten()
+    pixels = space.basis[: len(scale)] * scale[:, None]
+    return replace(space, basis=torch.cat([pixels, space.basis[len(scale) :]]))
 
 
 def noisy_layers(mlp: MLP) -> list[NoisyLayer]:

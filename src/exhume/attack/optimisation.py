@@ -91,7 +91,7 @@ def muon_and_adam(
     Muon's orthogonalised step moves all directions alike, between candidates as well as within one, however weakly the
     weights depend on them. Adam's diagonal scaling cannot (binary networks: 44 instead of 15 images).
     """
-    lr = lr_images * spread(target.centre)
+    lr = lr_images * spread(target.centre) / target.unit
     on_gpu = images.is_cuda
     adam = torch.optim.Adam(multipliers.variables, lr=lr_multipliers, capturable=on_gpu, fused=on_gpu)
     return [Muon([images], lr=lr, momentum=MOMENTUM), adam]

@@ -10,18 +10,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from exhume.architecture import MLP, Architecture, mlp_of, recognise
+from exhume.architecture import MLP, Architecture, as_mlp, mlp_of, recognise
+from exhume.attack.folding import folded
 from exhume.attack.known_init import WeightDelta, midpoint_network, weight_delta
 from exhume.checkpoint import Checkpoint, check_alike
 from exhume.errors import InputError
+from exhume.foreign.modules import read_module, unwrapped
 from exhume.networks import CentredNetwork, Shape, Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A network in evaluation mode, its input's centre [c, h, w], its task and its number of outputs.
+    """A network in evaluation mode, the centre of its images [c, h, w], its task and its number of outputs.
 
     network: where gradients are taken: the trained network or, with a known start, the one halfway to it;
+    centre: the mean training image as far as it is known, around which is searched;
     delta: what training did to that start; None: the start is unknown.
     """
 
@@ -56,6 +59,32 @@ class Target:
         return self.network.centre.centre if isinstance(self.network, CentredNetwork) else torch.zeros_like(self.centre)
 
     @property
+    def divided(self) -> Float[Tensor, "c h w"] | None:
+        """What the network then divides by; None: nothing."""
+        return self.network.centre.scale if isinstance(self.network, CentredNetwork) else None
+
+    @cached_property
+    def unit(self) -> float:
+        """How large in an image is what is 1 among the inputs of the first layer: the root mean square of `divided`."""
+        return 1.0 if self.divided is None else float(self.divided.double().pow(2).mean().sqrt())
+
+    def scaled(self, inputs: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+        """Differences of the first layer's inputs as differences of images."""
+        return inputs if self.divided is None else inputs * self.divided
+
+    def divided_by_scale(self, differences: Float[Tensor, "*m c h w"]) -> Float[Tensor, "*m c h w"]:
+        """Differences of images as differences of the first layer's inputs."""
+        return differences if self.divided is None else differences / self.divided
+
+    def as_images(self, inputs: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+        """The images, un-centred, of which the first layer sees these inputs."""
+        return self.scaled(inputs) + self.subtracted
+
+    def as_inputs(self, image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
+        """What the first layer sees of an image."""
+        return self.divided_by_scale(image - self.subtracted)
+
+    @property
     def shape(self) -> Shape:
         """(channels, height, width) of an image."""
         channels, height, width = self.centre.shape
@@ -85,18 +114,28 @@ def make_target(
         InputError: task or centre of a module is missing or does not fit, or the initial weights do not fit.
     """
     target = _of_checkpoint(attacked) if isinstance(attacked, Checkpoint) else _of_module(attacked, task, centre)
+    shown = replace(target, network=folded(target.network, target.shape))
     if initial is None:
-        return target
+        return shown
     if isinstance(initial, Checkpoint) and isinstance(attacked, Checkpoint):
         check_alike(initial, attacked)
-    if isinstance(initial, Mapping):
-        own = attacked.weights if isinstance(attacked, Checkpoint) else {}  # a checkpoint names its layers' parameters
-        values = {f"layers.{name}" if name in own else name: value for name, value in initial.items()}
-        return with_known_init(target, with_values(target.network, values))
-    before = initial.build() if isinstance(initial, Checkpoint) else initial
-    if not isinstance(before, nn.Module):
-        raise InputError(f"The initial weights must be a checkpoint or a module, not {type(before).__name__}.")
-    return with_known_init(target, before)
+    before = _initial_network(target.network, initial, target.shape, target.task)
+    return with_known_init(shown, folded(with_statistics(before, target.network), target.shape))
+
+
+def _initial_network(
+    trained: nn.Module, initial: Checkpoint | nn.Module | Mapping[str, Tensor], shape: Shape, task: Task
+) -> nn.Module:
+    """The network with its initial weights."""
+    if isinstance(initial, Checkpoint):
+        return initial.build()
+    if isinstance(initial, nn.Module):
+        return as_layers(initial, shape, task) if isinstance(trained, CentredNetwork) else initial
+    if not isinstance(initial, Mapping):
+        raise InputError(f"The initial weights must be a checkpoint or a module, not {type(initial).__name__}.")
+    own = dict(trained.named_parameters())
+    inner = [name for name in initial if f"layers.{name}" in own]  # a checkpoint names its layers' parameters
+    return with_values(trained, {f"layers.{name}" if name in inner else name: v for name, v in initial.items()})
 
 
 def with_known_init(target: Target, initial: nn.Module) -> Target:
@@ -125,22 +164,57 @@ def with_values(network: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     return other
 
 
+@torch.no_grad()
+def with_statistics(network: nn.Module, like: nn.Module) -> nn.Module:
+    """The network with the statistics of another, those of its BatchNorm for example, where both have them alike."""
+    other, found = copy.deepcopy(network), dict(like.named_buffers())
+    for name, buffer in other.named_buffers():
+        if name in found and found[name].shape == buffer.shape:
+            buffer.copy_(found[name])
+    return other
+
+
 def _of_checkpoint(checkpoint: Checkpoint) -> Target:
-    return Target(
-        network=checkpoint.build(), centre=checkpoint.centre, task=checkpoint.task, outputs=checkpoint.outputs
-    )
+    known = checkpoint.centre if checkpoint.known_mean is None else checkpoint.known_mean
+    return Target(network=checkpoint.build(), centre=known, task=checkpoint.task, outputs=checkpoint.outputs)
 
 
 def _of_module(module: nn.Module, task: Task | None, centre: Tensor | None) -> Target:
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"What is attacked must be a checkpoint or a module, not {type(module).__name__}; "
+            "`exhume.read_network` reads a file of weights."
+        )
     if task is None or centre is None:
         raise InputError("To attack a module, give its task and the centre [c, h, w] to search around.")
     if not isinstance(centre, Tensor) or centre.ndim != 3:
         raise InputError("The centre to search around must be a tensor [c, h, w].")
     if task not in get_args(Task):
         raise InputError(f"There is no task {task!r}; there are {', '.join(get_args(Task))}.")
-    network = copy.deepcopy(module).eval()
+    channels, height, width = centre.shape
+    network = as_layers(module, (channels, height, width), task)
     with torch.no_grad():
         scores = network(centre[None].to(next(network.parameters())))
+    if not isinstance(scores, Tensor):
+        raise InputError(f"The network must return its scores, a tensor [n, outputs], not a {type(scores).__name__}.")
     if scores.ndim != 2 or (scores.shape[1] > 1) != (task == "multiclass"):
         raise InputError(f"The network's scores have shape {tuple(scores.shape)}, which does not fit the task {task}.")
     return Target(network=network, centre=centre, task=task, outputs=scores.shape[1])
+
+
+def as_layers(module: nn.Module, shape: Shape, task: Task) -> nn.Module:
+    """The module by its layers, where these are known; else a copy of it, in evaluation mode.
+
+    A chain of layers that its code hides is then recognised. What is recognised as it is stays what it is.
+    """
+    network = copy.deepcopy(unwrapped(module)).eval()
+    if isinstance(network, CentredNetwork) or as_mlp(network) is not None:
+        return network
+    try:
+        read = read_module(network, shape, task).build()
+    except InputError:
+        return network
+    learned = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    for name, parameter in read.layers.named_parameters():
+        parameter.requires_grad_(learned.get(name, True))
+    return read

@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from exhume.attack.methods import METHODS, Exhume, name_of
 from exhume.attack.search import Method
 from exhume.audit.verdict import judge
-from exhume.checkpoint import Checkpoint, load_checkpoint, load_state_dict
+from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.commands.display import (
     bars,
     console,
@@ -25,13 +25,14 @@ from exhume.commands.display import (
 from exhume.defence.training import TrainingConfig
 from exhume.devices import Device
 from exhume.errors import InputError, known
+from exhume.foreign import ForeignNetwork, read_network
 from exhume.networks import NetworkConfig, Task
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, locate
 from exhume.problems.owned import OWN, Split
 from exhume.report import draw
 from exhume.runs.applicability import read_applicability
-from exhume.runs.pipeline import load_centre, reconstruct_run, score_run, train_run
+from exhume.runs.pipeline import load_centre, load_numbers, reconstruct_run, score_run, train_run
 from exhume.runs.schema import StartRecord, read_record
 from exhume.runs.store import load_candidates
 from exhume.runs.tune import search_run
@@ -145,7 +146,7 @@ class Train:
         else:
             first = replace(self, network=load_problem(name, self.selection).network, training=TrainingConfig())
         if self.initial is not None:
-            first = replace(first, network=load_checkpoint(self.initial).network)
+            first = replace(first, network=load_checkpoint(self.initial).config)
         return replace(first, overwrite=False)  # a flag whose default is true could only be turned off
 
     def _places(self) -> tuple[str, Path]:
@@ -171,16 +172,29 @@ class Reconstruct:
     """A row of METHODS: exhume, or reference (the papers' scheme, exactly). Each has flags of its own: `--method
     reference --help` shows them."""
     settings: OmitArgPrefixes[Method] = field(default_factory=Exhume)
-    checkpoint: Path | None = None
-    """A .pt or .pth state dict of a dense network that was trained elsewhere, to be attacked in this folder."""
+    checkpoint: str | None = None
+    """A network that was trained elsewhere, to be attacked in this folder: a file of weights (.pt, .pth, .bin, .ckpt,
+    .safetensors, .npz), a program (TorchScript or .pt2), a folder with one such file, or model.py:name for your own
+    code that makes it."""
+    weights: Path | None = None
+    """With --checkpoint model.py:name: the file of its weights."""
     shape: tuple[int, int, int] | None = None
     """With --checkpoint: channels, height and width of its images."""
     task: Task | None = None
     """With --checkpoint: what its outputs mean."""
     activation: str = "relu"
-    """With --checkpoint: its activation, a row of ACTIVATIONS."""
+    """With --checkpoint: the activation of a file of weights alone, a row of ACTIVATIONS."""
     centre: Path | None = None
     """With --checkpoint: the mean image its training subtracted, an .npy file; without: none was."""
+    mean: tuple[str, ...] = ()
+    """With --checkpoint: the same as one number, one a channel, or an .npy file."""
+    std: tuple[str, ...] = ()
+    """With --checkpoint: what its training divided images in [0, 1] by, likewise; without: nothing."""
+    layout: Literal["chw", "hwc", "auto"] = "chw"
+    """With --checkpoint: the order in which it takes the values of an image: channels, height, width, or height, width,
+    channels; auto: told from the weights, where these show it."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """With --checkpoint: the order of its channels."""
     initial: Path | None = None
     """The weights that its training began with, if they are known: a run, or a .pt or .pth state dict."""
     find_start: bool = True
@@ -194,12 +208,16 @@ class Reconstruct:
     """Replace candidates of other settings in the folder, and what was made from them."""
 
     def __call__(self) -> None:
-        foreign = self._foreign()
+        read = self._foreign()
+        foreign, notes = (read.checkpoint, read.notes) if read else (None, ())
+        for note in notes:
+            console.print(note, markup=False, soft_wrap=True)
         with progress_display(self.run, self.track) as progress_callback:
             record = reconstruct_run(
                 self.run,
                 self.settings,
                 foreign=foreign,
+                notes=notes,
                 initial=self._initial(foreign),
                 find_start=self.find_start,
                 device=self.device,
@@ -213,25 +231,44 @@ class Reconstruct:
                 console.print("It is not used: weights of other layers than the last are not among it.", soft_wrap=True)
         last = record.history[-1] if record.history else None
         residual = f" Residual {last.residual:.2e}," if last else ""
-        console.print(f"{record.message}{residual} {record.provenance.seconds:.0f} s.", soft_wrap=True)
+        message = record.message.removesuffix(" ".join(["", *notes]))
+        console.print(f"{message}{residual} {record.provenance.seconds:.0f} s.", soft_wrap=True)
 
-    def _foreign(self) -> Checkpoint | None:
+    def _foreign(self) -> ForeignNetwork | None:
         if (self.checkpoint, self.shape, self.task, self.centre) == (None, None, None, None):
             return None
         if self.checkpoint is None or self.shape is None or self.task is None:
             raise InputError("--checkpoint, --shape (channels height width) and --task are needed together.")
-        centre = None if self.centre is None else load_centre(self.centre, self.shape)
-        return load_state_dict(
-            self.checkpoint, shape=self.shape, task=self.task, activation=self.activation, centre=centre
+        if self.centre is not None and self.mean:
+            raise InputError("--centre and --mean say the same; give one of them.")
+        mean = None if self.centre is None else load_centre(self.centre, self.shape)
+        return read_network(
+            self.checkpoint,
+            shape=self.shape,
+            task=self.task,
+            weights=self.weights,
+            activation=self.activation,
+            mean=load_numbers(self.mean) if mean is None else mean,
+            std=load_numbers(self.std),
+            layout=None if self.layout == "auto" else self.layout,
+            channels=self.channels,
         )
 
     def _initial(self, foreign: Checkpoint | None) -> Checkpoint | None:
         if self.initial is None or self.initial.is_dir():
             return load_checkpoint(self.initial) if self.initial else None
         trained = foreign or load_checkpoint(self.run)
-        return load_state_dict(
-            self.initial, shape=trained.shape, task=trained.task, activation=trained.network.activation
-        )
+        code = self.checkpoint if self.checkpoint is not None and ".py:" in self.checkpoint else None
+        activation = trained.network.activation if isinstance(trained.network, NetworkConfig) else self.activation
+        return read_network(
+            code or self.initial,
+            shape=trained.shape,
+            task=trained.task,
+            weights=self.initial if code else None,
+            activation=activation,
+            layout=None if self.layout == "auto" else self.layout,
+            channels=self.channels,
+        ).checkpoint
 
     @classmethod
     def before(cls, argv: Sequence[str]) -> "Reconstruct":

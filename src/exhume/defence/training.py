@@ -174,7 +174,7 @@ def train(
             Divergence is a status.
     """
     config = config or TrainingConfig()
-    network = network or (problem.network if initial is None else initial.network)
+    network = network or (problem.network if initial is None else initial.config)
     if initial is not None:
         check_fits(initial, network, (problem.task, problem.outputs, tuple(problem.images.shape[1:])))
     session = _Session(problem, network, config, torch.device(device), initial)

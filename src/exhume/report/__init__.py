@@ -10,9 +10,11 @@ from torch import Tensor
 from exhume.attack.find_start import chance
 from exhume.audit.matching import merge
 from exhume.audit.scores import Counts, sentence
+from exhume.checkpoint import Description
 from exhume.errors import InputError
+from exhume.layers import LayerGraph
 from exhume.metrics import measure_of
-from exhume.networks import NetworkConfig, Task
+from exhume.networks import Task
 from exhume.records import read_tensors, replace_file
 from exhume.report import figures
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord, TrainingRecord, read_record
@@ -35,7 +37,7 @@ MARGIN: dict[Task, str] = {
 class Published:
     """checkpoint.json, what was known of the network."""
 
-    network: NetworkConfig
+    network: Description
     task: Task
     classes: tuple[str, ...]
     fingerprint: str
@@ -138,15 +140,16 @@ def _context(run: Contents) -> dict[str, Any]:
     published, images = run.published, run.candidates["images"]
     points = measure_of(images) == "agreement"
     outputs = len(published.classes) if published.task == "multiclass" else 1
+    mean = run.weights.get("known_mean", run.weights["centre"])
     return {
         "run": run,
         "sentence": sentence(run.scores) if run.scores else None,
         "measure": "agreement" if points else "NCC",
         "chance": chance(run.found.start.log10_p).replace("<", "below") if run.found.start else None,
-        "sizes": [images[0].numel(), *published.network.widths, outputs],
-        "parameters": sum(tensor.numel() for name, tensor in run.weights.items() if name != "centre"),
-        "mean_known": bool(run.weights["centre"].any()),
-        "mean": None if points else figures.picture(run.weights["centre"]),
+        "network": _network(published.network, [images[0].numel(), outputs]),
+        "parameters": sum(tensor.numel() for name, tensor in run.weights.items() if name.startswith("layers.")),
+        "mean_known": bool(mean.any()),
+        "mean": None if points else figures.picture(mean),
         "loss": run.training.training.loss if run.training else None,
         "pairs": [] if points else _pairs(run, run.scores) if run.scores else _unchecked(run),
         "control": [] if points or not run.scores else _control(run.truth),
@@ -158,6 +161,19 @@ def _context(run: Contents) -> dict[str, Any]:
         "charts": _charts(run, points),
         "settings": _settings(run),
     }
+
+
+def _network(network: Description, ends: list[int]) -> str:
+    """The network in words; ends: the number of pixels and of outputs."""
+    if isinstance(network, LayerGraph):
+        kinds = [layer.kind for layer in network.layers]
+        counted = [f"{kinds.count(kind)} {kind}" if kinds.count(kind) > 1 else kind for kind in dict.fromkeys(kinds)]
+        return f"{len(kinds)} layers, built elsewhere: {', '.join(counted)}"
+    dense = "\N{EN DASH}".join(map(str, [*network.widths, ends[1]]))
+    if network.channels:
+        convolutions = f"Convolutions with {', '.join(map(str, network.channels))} channels"
+        return f"{convolutions}, then dense layers {dense}, {network.activation}"
+    return f"Dense layers {ends[0]}\N{EN DASH}{dense}, {network.activation}"
 
 
 def _pairs(run: Contents, scores: Counts) -> list[Pair]:

@@ -165,7 +165,7 @@ def train_once(
     initial = initial_of(folder, recipe)
     origin = locate(recipe.problem, recipe.selection)
     problem = load_problem(*origin)
-    network = recipe.network or (initial.network if initial else problem.network)
+    network = recipe.network or (initial.config if initial else problem.network)
     training = replace(recipe.training, loss=resolve_loss(problem.task, recipe.training.loss))
     before = known_record(folder / "training.json", TrainingRecord)
     wanted = (problem.fingerprint, network, training, _fingerprint(initial))

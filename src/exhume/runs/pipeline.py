@@ -140,11 +140,28 @@ def load_centre(path: Path, shape: Shape) -> Tensor:
     return centre
 
 
+def load_numbers(words: Sequence[str]) -> list[float] | Tensor | None:
+    """The values of --mean or --std: numbers, or the array of an .npy file; None where there are none.
+
+    Raises:
+        InputError: they are neither.
+    """
+    if not words:
+        return None
+    try:
+        if len(words) == 1 and words[0].endswith(".npy"):
+            return torch.from_numpy(np.load(words[0], allow_pickle=False)).double()
+        return [float(word) for word in words]
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise InputError(f"{' '.join(words)} is neither numbers nor an .npy file: {error}.") from None
+
+
 def reconstruct_run(
     folder: Path,
     method: Method,
     *,
     foreign: Checkpoint | None = None,
+    notes: Sequence[str] = (),
     initial: Checkpoint | None = None,
     find_start: bool = False,
     device: str = "auto",
@@ -155,6 +172,7 @@ def reconstruct_run(
 
     Args:
         foreign: a checkpoint that was trained elsewhere; it is put into the folder.
+        notes: what was assumed when it was read, for the record's message.
         initial: the weights that training began with, if they are known.
         find_start: whether to look for them in the weights first, where they are not known; our method only.
 
@@ -179,7 +197,7 @@ def reconstruct_run(
     candidates = reconstruct(checkpoint, method, initial=initial, device=place, progress_callback=progress_callback)
     seconds = time.perf_counter() - start
     record = candidates_record(
-        candidates,
+        replace(candidates, message=" ".join([candidates.message, *notes])),
         method,
         checkpoint=checkpoint.fingerprint,
         initial=known,

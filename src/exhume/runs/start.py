@@ -22,6 +22,7 @@ from exhume.attack.target import make_target
 from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.devices import choose_device
 from exhume.errors import InputError
+from exhume.layers import LayerGraph
 from exhume.progress import ProgressCallback, no_op
 from exhume.records import provenance, read_tensors, write, write_tensors
 from exhume.runs.schema import FoundStart, StartRecord, read_record
@@ -136,14 +137,22 @@ def is_enough(checkpoint: Checkpoint, found: FoundStart) -> bool:
 def completed(checkpoint: Checkpoint, initial: Mapping[str, Tensor]) -> Checkpoint:
     """The checkpoint with its initial values.
 
-    A bias that is not known, of a layer whose weight is, began at 0: no draw fits it. Other parameters that are not
-    known keep their trained values, as if training had frozen them.
+    A bias that is not known, of a layer whose weight is, began at 0: no draw fits it. PyTorch begins with factors of 1
+    and shifts of 0 after a normalisation. Other parameters that are not known keep their trained values, as if training
+    had frozen them.
     """
+    network = checkpoint.network
+    graph = network.layers if isinstance(network, LayerGraph) else ()
+    norms = {layer.name for layer in graph if layer.kind in ("batch-norm", "layer-norm")}
     weights = {}
     for name, trained in checkpoint.weights.items():
         layer, _, kind = name.rpartition(".")
-        at_zero = kind == "bias" and f"{layer}.weight" in initial
-        weights[name] = initial.get(name, torch.zeros_like(trained) if at_zero else trained).to(trained)
+        usual = trained
+        if kind == "bias" and (layer in norms or f"{layer}.weight" in initial):
+            usual = torch.zeros_like(trained)
+        elif kind == "weight" and layer in norms:
+            usual = torch.ones_like(trained)
+        weights[name] = initial.get(name, usual).to(trained)
     return replace(checkpoint, weights=weights)
 
 
@@ -169,7 +178,7 @@ def _covers(done: StartSearch, wanted: StartSearch) -> bool:
 
 def _by_name(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """The weights by name, in the order in which the network was built."""
-    return {name: parameter.detach() for name, parameter in checkpoint.build().layers.named_parameters()}
+    return checkpoint.parameters
 
 
 def _found(outcome: SearchOutcome, search: StartSearch, networks: int) -> FoundStart | None:

@@ -21,6 +21,7 @@ import torch
 from exhume.attack.methods import name_of
 from exhume.attack.reconstruct import reconstruct
 from exhume.attack.search import Iterate, Method
+from exhume.attack.target import make_target
 from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
@@ -301,7 +302,7 @@ class _Yardstick:
 
     def __init__(self, job: _Job, method: Method, trial: "optuna.Trial") -> None:
         dtype = getattr(torch, method.dtype)
-        self.network, self.layers = job.checkpoint.build().to(job.device, dtype), job.layers
+        self.network, self.layers = make_target(job.checkpoint).network.to(job.device, dtype), job.layers
         self.trial, self.seen, self.value = trial, 0, math.inf
 
     def __call__(self, found: Iterate) -> None:

@@ -73,7 +73,7 @@ def trained_network(source: Checkpoint | nn.Module | Mapping[str, Tensor] | Sequ
         ['0']
     """
     if isinstance(source, Checkpoint):
-        source = dict(source.build().layers.named_parameters())
+        source = source.parameters
     if isinstance(source, nn.Module):
         tensors: dict[str, Tensor] = dict(source.named_parameters())
         if any(isinstance(tensor, UninitializedParameter) or tensor.is_meta for tensor in tensors.values()):

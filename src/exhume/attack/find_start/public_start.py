@@ -1,29 +1,25 @@
 """A public start: which of a number of networks was this one fine-tuned from?"""
 
 import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from exhume.attack.find_start.evidence import LOG10_FOUND, Evidence, Verdict, compare, log10_p
 from exhume.attack.find_start.layers import TrainedNetwork
-from exhume.checkpoint import unwrapped
 from exhume.errors import InputError
+from exhume.foreign.files import SUFFIXES, read_named_tensors
 
 PublicNetworks = Mapping[str, nn.Module | Mapping[str, Tensor]]
 """Networks or their state dicts, by any name."""
 LAST_IS_KEPT = 0.9
 """Correlation from which a last layer is the start's: one that was replaced and learned the same classes has 0.73."""
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 def read_candidates(folder: Path | str) -> dict[str, Mapping[str, Tensor]]:
-    """The state dicts of a folder's files (.pt, .pth, .bin, .ckpt, .safetensors), by file name; no code in them runs.
+    """The state dicts of a folder's files (.pt, .safetensors and so on), by file name; no code in them runs.
 
         outcome = exhume.find_start(network, among=exhume.read_candidates("public-models"))
 
@@ -38,30 +34,12 @@ def read_candidates(folder: Path | str) -> dict[str, Mapping[str, Tensor]]:
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a file of weights by name; no code in it is run.
+    """The tensors of a file of weights by name, as they are; no code in it is run.
 
     Raises:
         InputError: there is no such file, or it is no plain state dict.
     """
-    from safetensors.torch import load_file  # noqa: PLC0415
-
-    try:
-        content: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except FileNotFoundError:
-        raise InputError(f"There is no {path}.") from None
-    except Exception as error:  # a damaged file makes the unpickler stumble in any way
-        if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error):
-            raise InputError(f"{path} is no plain state dict: it holds more than tensors.") from None
-        detail = str(error).strip().partition("\n")[0]
-        raise InputError(f"{path} is no plain state dict: {detail or 'it is damaged'}") from None
-    content = unwrapped(content)
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path} is no plain state dict: it must map names to tensors.")
-    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    return read_named_tensors(path)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

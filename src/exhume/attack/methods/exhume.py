@@ -120,7 +120,7 @@ class Exhume(Method):
             generator,
             images=images_given(self.images, self.per_class, target),
             per_class=self.per_class,
-            init_scale=self.init_scale,
+            init_scale=self.init_scale / target.unit,
             smoothness=self.smoothness or 0.0,
         )
         objective = settings.objective

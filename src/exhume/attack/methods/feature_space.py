@@ -19,6 +19,8 @@ OUTSIDE_WEIGHT = 300.0
 class FeatureSpaceSearch(InputSubspaceSearch):
     """Centred images, [m, pixels], whose features must lie in the span that the first dense layer W shows.
 
+    The pixels are in units of the network's inputs.
+
     W is a sum of delta_i phi(x_i)^T over the training images, so its rows lie in the span of their features phi, as
     those of an MLP's first layer do in the span of the images. A linear combination of features is the features of no
     image, in general: the span tells images of the training set from others (docs/theory.md, "Behind convolutions").
@@ -37,12 +39,12 @@ class FeatureSpaceSearch(InputSubspaceSearch):
 
     def _start(self, scale: float, generator: torch.Generator) -> Tensor:
         around = torch.zeros_like(self.target.centre).flatten()
-        return first_guess((len(self.labels), len(around)), scale, around, generator)
+        return first_guess((len(self.labels), len(around)), scale / self.target.unit, around, generator)
 
     @property
     def images(self) -> Float[Tensor, "m c h w"]:
         """Un-centred images."""
-        return self.variables.reshape(-1, *self.target.shape) + self.target.centre
+        return self.target.scaled(self.variables.reshape(-1, *self.target.shape)) + self.target.centre
 
     def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
         images = self.images

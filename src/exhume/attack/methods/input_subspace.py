@@ -89,8 +89,8 @@ class InputSubspaceSearch:
     def _start(self, scale: float, generator: torch.Generator) -> Tensor:
         """What is searched for: coordinates, [m, r]."""
         pixels = self.subspace.basis[: self.target.centre.numel()]
-        around = (self.target.centre - self.target.subtracted).flatten() @ pixels
-        return first_guess((len(self.labels), self.assumptions.rank), scale, around, generator)
+        around = self.target.as_inputs(self.target.centre).flatten() @ pixels
+        return first_guess((len(self.labels), self.assumptions.rank), scale / self.target.unit, around, generator)
 
     def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
         """The candidates' coordinates, their un-centred images, and the penalty on what makes them no images."""
@@ -154,7 +154,7 @@ class InputSubspaceSearch:
         values = product(self.variables, self.subspace.basis.T.to(precision))
         count = self.target.centre.numel()
         ones = values[:, count] if self.subspace.biased else values.new_ones(())
-        return values[:, :count].reshape(-1, *self.target.shape) + self.target.subtracted, ones
+        return self.target.as_images(values[:, :count].reshape(-1, *self.target.shape)), ones
 
     def iterate(self) -> Iterate:
         return snapshot(self.target, self._images(self.variables.dtype)[0], self.multipliers)

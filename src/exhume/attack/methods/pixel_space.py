@@ -20,6 +20,8 @@ from exhume.candidates import Assumptions, KnownInit
 class PixelSpaceSearch:
     """Centred images, [m, pixels], judged by the relative residual of all parameters.
 
+    The pixels are in units of the network's inputs.
+
     The method that begins it adds its multipliers, optimisers and schedules.
     """
 
@@ -63,7 +65,7 @@ class PixelSpaceSearch:
     @property
     def images(self) -> Float[Tensor, "m c h w"]:
         """Un-centred images."""
-        return self.pixels.reshape(-1, *self.target.shape) + self.target.centre
+        return self.target.scaled(self.pixels.reshape(-1, *self.target.shape)) + self.target.centre
 
     def prepare(self, step: int) -> None:
         """Nothing: the objective stays what it is."""

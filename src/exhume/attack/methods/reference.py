@@ -104,5 +104,6 @@ class ReferenceSearch(PixelSpaceSearch):
 
     def penalty(self) -> Tensor:
         """The papers' penalties: centred pixels within [-1, 1], multipliers above their minimum."""
-        beyond = (self.pixels.abs() - 1).relu().pow(2).sum()
+        pixels = self.target.scaled(self.pixels.reshape(-1, *self.target.shape))
+        beyond = (pixels.abs() - 1).relu().pow(2).sum()
         return beyond + MULTIPLIER_PENALTY * self.multipliers.penalty()
