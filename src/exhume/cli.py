@@ -13,6 +13,7 @@ from exhume.errors import InputError
 
 COMMANDS = {
     "demo": ("run", "train on 100 handwritten digits, dig them out of the weights, score, and draw the page"),
+    "audit": ("audit", "say what your model gives away of your training images"),
     "train": ("run", "train a network on a problem"),
     "find-start": ("find_start", "look in the weights for what training began with: the seed, or a public network"),
     "reconstruct": ("run", "reconstruct training images from a checkpoint alone"),

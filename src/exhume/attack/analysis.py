@@ -271,7 +271,9 @@ def _known_init(target: Target, mlp: MLP, space: Subspace, *, sees_images: bool)
         return None
     few = has_spectral_gap(first_layer(mlp), space.singular)
     return KnownInit(
-        retained=target.delta.retained, exact=few and (sees_images or only_mlp_changed(target.explained, mlp))
+        of=target.delta.of,
+        retained=target.delta.retained,
+        exact=few and (sees_images or only_mlp_changed(target.explained, mlp)),
     )
 
 

@@ -8,6 +8,7 @@ that weight decay has retained (Loo et al. 2024 without decay; docs/theory.md, "
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,12 @@ class WeightDelta:
     """What training did to a known start theta_0.
 
     module: the network with the parameters theta - retained * theta_0; retained: c, the share of theta_0 that weight
-    decay has left.
+    decay has left; of: "change", or "momentum" where the parameters are those of `with_momentum` instead.
     """
 
     module: nn.Module
     retained: float
+    of: Literal["change", "momentum"] = "change"
 
 
 @torch.no_grad()

@@ -72,18 +72,27 @@ def read_state_dict(path: Path) -> StateDict:
     return StateDict(tensors=tensors, notes=notes, ordered=kind_of(path) != "safetensors")
 
 
-def read_named_tensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of a file of weights by name, as they are, and what to note of it.
+def read_content(path: Path) -> Any:
+    """All that a file of weights holds, whatever is beside them.
 
     Raises:
-        InputError: there is no such file, or it is no state dict; the sentence says what it is.
+        InputError: there is no such file, or it is none of weights.
     """
     kind = kind_of(path)
     if kind in REFUSED:
         raise InputError(f"{path} {REFUSED[kind]}")
     if kind in PROGRAMS:
         raise InputError(f"{path} is a program and no plain state dict; save the network's `state_dict()`.")
-    content, notes = unwrapped(READERS[kind](path))
+    return READERS[kind](path)
+
+
+def read_named_tensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of a file of weights by name, as they are, and what to note of it.
+
+    Raises:
+        InputError: there is no such file, or it is no state dict; the sentence says what it is.
+    """
+    content, notes = unwrapped(read_content(path))
     if not isinstance(content, Mapping):
         raise InputError(f"{path} is no plain state dict: it must map names to tensors.")
     named = {str(name): value for name, value in content.items()}

@@ -122,7 +122,12 @@ def start_of(
         )
     if record.found is None or not is_enough(checkpoint, record.found):
         return None
-    return completed(checkpoint, read_tensors(folder / FILES["start"][1])), record.found
+    return found_start(folder), record.found
+
+
+def found_start(folder: Path) -> Checkpoint:
+    """The folder's network with the initial weights that were found in it."""
+    return completed(load_checkpoint(folder), read_tensors(folder / FILES["start"][1]))
 
 
 def is_enough(checkpoint: Checkpoint, found: FoundStart) -> bool:

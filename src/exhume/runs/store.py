@@ -9,6 +9,7 @@ search.json, search.journal          the trials of a search for settings; its me
 trials/NUMBER/                       candidates.json, .safetensors of the best trials
 candidates.json, .safetensors        what the attacker found
 scores.json, .safetensors            what the auditor counted, and the pairs
+audit.json, leaked.csv               the verdict, and what only the owner of the images can see
 report.html                          the page
 tracking/                            logs of TensorBoard or Weights & Biases, where asked for; kept
 """
@@ -36,6 +37,7 @@ FILES = {
     "search": ("search.json", "search.journal", "search.journal.lock", "trials"),
     "candidates": ("candidates.json", "candidates.safetensors"),
     "scores": ("scores.json", "scores.safetensors"),
+    "audit": ("audit.json", "leaked.csv"),
     "report": ("report.html",),
 }
 """The files and folders of each stage, in the order of the stages."""

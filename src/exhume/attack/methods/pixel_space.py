@@ -56,7 +56,9 @@ class PixelSpaceSearch:
             smoothness=smoothness,
             binary_prior=0.0,
             # only a first dense layer tells whether it is exact, and there is none to look at
-            known_init=KnownInit(retained=target.delta.retained, exact=False) if target.delta else None,
+            known_init=KnownInit(retained=target.delta.retained, exact=False, of=target.delta.of)
+            if target.delta
+            else None,
         )
         self.labels = balanced_labels(target, per_class, count)
         around = torch.zeros_like(target.centre).flatten()

@@ -1,0 +1,328 @@
+"""The audit: what does a network give away of its owner's images? All stages, and what only the owner can see."""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from exhume.attack.examine import Examination, examine
+from exhume.attack.methods import Exhume
+from exhume.attack.signals import signals
+from exhume.audit.membership import Membership, membership
+from exhume.audit.scores import HEADLINE, control_images
+from exhume.audit.verdict import Applicability, Judgement, judge
+from exhume.checkpoint import Checkpoint, load_checkpoint
+from exhume.devices import choose_device
+from exhume.errors import InputError
+from exhume.foreign import ForeignNetwork
+from exhume.networks import NetworkConfig
+from exhume.problems import Problem, Selection
+from exhume.problems.owned import OwnedImages, Split
+from exhume.progress import Progress, ProgressCallback, no_op
+from exhume.records import provenance, replace_file, write
+from exhume.runs.applicability import read_applicability
+from exhume.runs.audit_record import AuditedImage, AuditRecord, Fate, LayerResidual, OwnersView
+from exhume.runs.defences import DefenceRow, compare_defences
+from exhume.runs.pipeline import reconstruct_run, score_run
+from exhume.runs.schema import CandidatesRecord, ScoresRecord
+from exhume.runs.start import found_start
+from exhume.runs.store import FILES, load_candidates, remove_stage
+
+MOST_EXAMINED = 2000
+"""Images at which the condition is evaluated: beyond, it would take longer than the attack itself."""
+BELIEVED = "all that is believed"
+"""The row of residuals that are weighted as the search weighs them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the owner's images are, so that they can be loaded again: the arguments of `load_images`."""
+
+    images: str
+    selection: Selection
+    held_out: Path | None = None
+    split: Split | None = None
+
+
+def audit_run(
+    folder: Path,
+    network: ForeignNetwork,
+    mine: OwnedImages,
+    source: Source,
+    *,
+    method: Exhume | None = None,
+    initial: Checkpoint | None = None,
+    find_start: bool = True,
+    defend: bool = False,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress_callback: ProgressCallback = no_op,
+) -> AuditRecord:
+    """Attacks a network, counts against the owner's images, looks at these with her eyes, and gives the verdict.
+
+    Writes audit.json and leaked.csv beside the files of the stages. By the same call an interrupted audit goes on with
+    the stage that was interrupted.
+
+    Args:
+        network: what `read_network` gave. The attacker is given the mean of the training images, the worst case.
+        source: where `mine` was loaded from.
+        initial: the weights before training, if they are public.
+        find_start: whether to look for them in the weights otherwise.
+        defend: whether to train and attack variants that may leak less (`compare_defences`).
+
+    Raises:
+        InputError: as for `reconstruct_run` and `score_run`, or the images do not fit the network.
+    """
+    start, place = time.perf_counter(), choose_device(device)
+    checkpoint = with_known_mean(network.checkpoint, mine)
+    _check_fit(checkpoint, mine)
+    found = reconstruct_run(
+        folder,
+        method or Exhume(),
+        foreign=checkpoint,
+        notes=network.notes,
+        initial=initial,
+        find_start=find_start,
+        device=device,
+        overwrite=overwrite,
+        progress_callback=progress_callback,
+    )
+    scores = score_run(folder, (source.images, source.selection), held_out=source.held_out, split=source.split)
+    seen, why = _owner_looks(folder, found, mine, initial, progress_callback)
+    applies = _applicability(found, seen)
+    judgement = judge(scores, applies)
+    record = AuditRecord(
+        truth=scores.truth,
+        checkpoint=found.checkpoint,
+        notes=list(network.notes),
+        judgement=judgement,
+        applies=applies,
+        next_steps=next_steps(judgement, scores, found, defended=defend),
+        images=_images(folder, mine, scores, seen),
+        owner=seen.view if seen else None,
+        not_examined=why,
+        membership=seen.membership if seen else [],
+        defences=list(_defences(checkpoint, mine, defend, place, progress_callback)),
+        provenance=provenance(device=place, seed=found.provenance.seed, seconds=time.perf_counter() - start),
+    )
+    remove_stage(folder, "audit")
+    replace_file(folder / FILES["audit"][1], leaked_csv(record, mine.classes).encode())
+    write(folder / FILES["audit"][0], record)
+    return record
+
+
+def with_known_mean(checkpoint: Checkpoint, mine: OwnedImages) -> Checkpoint:
+    """The checkpoint of an attacker who knows the mean of the training images too: the worst case for their owner."""
+    if checkpoint.centre.any() or checkpoint.shape != tuple(mine.images.shape[1:]):
+        return checkpoint  # what is subtracted tells it
+    return replace(checkpoint, known_mean=mine.images.mean(0))
+
+
+def leaked_csv(record: AuditRecord, classes: Sequence[str]) -> str:
+    """The images that came out, the most alike first, as a table for programs."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = ("file", "class", "ncc", "confidence", "share", "multiplier", "margin", "inside", "stays")
+    writer.writerow(columns)
+    for image in record.leaked:
+        named = image.label is not None and float(image.label).is_integer() and 0 <= image.label < len(classes)
+        label = classes[int(image.label)] if named and image.label is not None else image.label
+        values = (getattr(image, column) for column in columns[2:])
+        writer.writerow([image.name, label, *(None if value is None else f"{value:.6g}" for value in values)])
+    return text.getvalue()
+
+
+def next_steps(judgement: Judgement, scores: ScoresRecord, found: CandidatesRecord, *, defended: bool) -> list[str]:
+    """What the owner should do, a sentence each."""
+    steps = []
+    if judgement.verdict == "leaks":
+        steps.append("Treat the weights as you treat the training images: do not publish them, and limit who has them.")
+        steps.append("leaked.csv names the images that came out. If they are private, tell those whom they show.")
+        if found.start is not None:
+            steps.append(
+                "The weights before training were found in the trained ones. Initialise from a secure source or on the "
+                "GPU, do not publish the seed, or train on."
+            )
+        if not defended:
+            steps.append("`--defend` trains variants of the network on your images and shows which of them leak less.")
+    elif judgement.verdict == "nothing found":
+        steps.append(
+            "Nothing was found by this method. Another one may find more: this is no proof that nothing leaks."
+        )
+    else:
+        steps.append("Do not take this for a proof of safety: the method cannot read this network.")
+    if scores.held_out == 0:
+        steps.append(
+            "Give images of the same kind that the network never saw (`--held-out`): without them nothing has a control."
+        )
+    return steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What the owner sees: of the training and of the held-out images, the view of both, and membership."""
+
+    training: Examination
+    held_out: Examination | None
+    view: OwnersView
+    membership: list[Membership]
+
+
+def _owner_looks(
+    folder: Path,
+    found: CandidatesRecord,
+    mine: OwnedImages,
+    initial: Checkpoint | None,
+    progress_callback: ProgressCallback,
+) -> tuple[_Seen | None, str]:
+    """Evaluates the condition at the images; None, and why, where that is not possible."""
+    if len(mine.images) > MOST_EXAMINED:
+        return None, f"The condition is evaluated at {MOST_EXAMINED} images at most, and there are {len(mine.images)}."
+    checkpoint = load_checkpoint(folder)
+    start = initial or (found_start(folder) if found.start else None)
+    control = control_images(mine.held_out, len(mine.images))
+    kept = control_images(torch.arange(len(mine.held_out)), len(mine.images))
+    labels = mine.labels
+    control_labels = None if mine.held_out_labels is None else mine.held_out_labels[kept]
+    method = found.method if isinstance(found.method, Exhume) else Exhume()
+
+    def told(step: int) -> None:
+        progress_callback(Progress(stage="examine", step=step, total=4, values={}))
+
+    told(0)
+    try:
+        own = examine(checkpoint, mine.images, labels, method, initial=start)
+        told(1)
+        others = examine(checkpoint, control, control_labels, method, initial=start) if len(control) else None
+        told(2)
+        candidates = load_candidates(folder)[0]
+        sound = candidates.images.isfinite().flatten(1).all(1)
+        theirs = None
+        if sound.any():
+            theirs = examine(
+                checkpoint, candidates.images[sound], candidates.labels[sound], method, initial=start, steps=0
+            )
+        told(3)
+        known = labels is not None and control_labels is not None
+        both = None if not known else torch.cat([labels, control_labels])  # type: ignore[list-item]
+        told_apart = signals(checkpoint, torch.cat([mine.images, control]), both, method, initial=start)
+    except InputError as error:
+        return None, str(error)
+    told(4)
+    view = _view(own, others, theirs)
+    return _Seen(training=own, held_out=others, view=view, membership=_membership(told_apart, len(mine.images))), ""
+
+
+def _membership(values: Mapping[str, Tensor], members: int) -> list[Membership]:
+    parted = {name: (both[:members], both[members:]) for name, both in values.items()}
+    return membership({name: pair for name, pair in parted.items() if len(pair[1])}) if parted else []
+
+
+def _view(own: Examination, others: Examination | None, theirs: Examination | None) -> OwnersView:
+    def stay(one: Examination | None) -> int:
+        return 0 if one is None else int((one.stays >= float(HEADLINE)).sum())
+
+    def row(name: str, of: Mapping[str, float], *rest: Mapping[str, float] | None) -> LayerResidual:
+        held_out, candidates = (None if one is None else one.get(name) for one in rest)
+        return LayerResidual(layer=name, training=of[name], held_out=held_out, candidates=candidates)
+
+    whole = LayerResidual(
+        layer=BELIEVED,
+        training=own.residual,
+        held_out=others.residual if others else None,
+        candidates=theirs.residual if theirs else None,
+    )
+    rows = [row(name, own.layers, others and others.layers, theirs and theirs.layers) for name in own.layers]
+    return OwnersView(
+        residuals=[whole, *rows],
+        training=len(own.stays),
+        stay=stay(own),
+        held_out=0 if others is None else len(others.stays),
+        held_out_stay=stay(others),
+    )
+
+
+def _applicability(found: CandidatesRecord, seen: _Seen | None) -> Applicability:
+    applies = read_applicability(found)
+    if seen is None:
+        return applies
+    view = seen.view
+    return replace(
+        applies,
+        residual_true=view.residuals[0].training,
+        residual_held_out=view.residuals[0].held_out,
+        stays=view.stay > view.training / 2,
+    )
+
+
+def _images(folder: Path, mine: OwnedImages, scores: ScoresRecord, seen: _Seen | None) -> list[AuditedImage]:
+    confidence = load_candidates(folder)[0].confidence
+    rows = []
+    for image, name in zip(scores.per_image, mine.names, strict=True):
+        i, sure = image.index, float(confidence[image.candidate]) if image.candidate >= 0 else math.nan
+        own = seen.training if seen else None
+        inside, stays = (float(own.reachable[i]), float(own.stays[i])) if own else (None, None)
+        rows.append(
+            AuditedImage(
+                index=i,
+                name=name,
+                label=image.label,
+                fate=fate(image.ncc, inside, stays),
+                ncc=image.ncc,
+                confidence=None if math.isnan(sure) else sure,
+                share=float(own.explained[i]) if own else None,
+                multiplier=float(own.multipliers[i]) if own else None,
+                margin=float(own.margins[i]) if own else None,
+                inside=inside,
+                stays=stays,
+            )
+        )
+    return rows
+
+
+def fate(ncc: float, inside: float | None, stays: float | None) -> Fate:
+    """What became of an image, by the similarities of `AuditedImage`."""
+    threshold = float(HEADLINE)
+    if ncc >= threshold:
+        return "found"
+    if inside is not None and inside < threshold:
+        return "outside the subspace"
+    return "stays but not found" if stays is not None and stays >= threshold else "does not stay"
+
+
+def _defences(
+    checkpoint: Checkpoint,
+    mine: OwnedImages,
+    defend: bool,
+    device: torch.device,
+    progress_callback: ProgressCallback,
+) -> Sequence[DefenceRow]:
+    if not defend:
+        return []
+    if mine.labels is None or mine.held_out_labels is None or len(mine.held_out) < 2:
+        raise InputError("--defend trains on your images, so it needs their classes, and held-out images as a control.")
+    problem = Problem(
+        name=mine.name,
+        images=mine.images,
+        labels=mine.labels,
+        held_out=mine.held_out,
+        held_out_labels=mine.held_out_labels,
+        task=checkpoint.task,
+        classes=checkpoint.classes,
+        network=checkpoint.network if isinstance(checkpoint.network, NetworkConfig) else NetworkConfig(),
+        source=mine.source,
+    )
+    return list(compare_defences(checkpoint, problem, device=device, progress_callback=progress_callback))
+
+
+def _check_fit(checkpoint: Checkpoint, mine: OwnedImages) -> None:
+    if mine.labels is not None and checkpoint.task == "multiclass" and int(mine.labels.max()) >= checkpoint.outputs:
+        raise InputError(
+            f"The images have {len(mine.classes)} classes, but the network has {checkpoint.outputs} outputs."
+        )
