@@ -198,7 +198,7 @@ def score(
         null_median_ncc=median(control_matches.assigned_similarity.tolist()) if len(control) else None,
         p_value=p_values.get(HEADLINE),
         p_values=p_values,
-        p_rank=rank_test(candidates, images, control) if len(control) else None,
+        p_rank=rank_test(candidates, images, control, labels) if len(control) else None,
         share=share_interval(count, len(images)),
         difference=(difference_interval(count, len(images), null[HEADLINE], len(control)) if len(control) else None),
         distinct=len(merge(images[matches.assigned_similarity >= float(HEADLINE)], SAME)) if count else 0,
