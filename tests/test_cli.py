@@ -531,7 +531,15 @@ def test_a_foreign_checkpoint_from_end_to_end(capsys: pytest.CaptureFixture[str]
 def test_score_says_what_is_known_of_the_network(capsys: pytest.CaptureFixture[str], finished: Path) -> None:
     shutil.copytree(finished, "run")
     main(["score", "run"])
-    assert "verdict" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert [line.partition(" ")[0] for line in said.splitlines() if line[0] != " "] == [
+        "result",
+        "counts",
+        "share",
+        "p-values",
+        "verdict",
+    ]
+    assert "95 % interval" in said and "all similarities: " in said
 
 
 # ---- In another process
