@@ -512,6 +512,34 @@ def test_a_foreign_checkpoint_from_end_to_end(capsys: pytest.CaptureFixture[str]
     main(["score", "run", "--problem", "toy-circle", "--per-class", "4"])
     scores = record(Path("run"), "scores.json")
     assert (scores["images"], scores["seconds"]["train"]) == (8, None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "verdict does not apply: Nothing was found, and that does not clear the network" in said
+    points = load_problem("toy-circle", Selection(per_class=6)).images[:, 0].numpy()
+    np.savez("mine.npz", images=points[::2], labels=[0, 0, 0, 1, 1, 1])
+    np.savez("new.npz", images=points[1::2])
+    main(["score", "run", "--problem", "mine.npz"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No held-out images were given, so this count has no control." in said and "(no control)" in said
+    main(["score", "run", "--problem", "mine.npz", "--held-out", "new.npz"])
+    assert record(Path("run"), "scores.json")["held_out"] == 6
+    assert "6 of the 6 held-out" in refused(capsys, "score", "run", "--problem", "mine.npz", "--held-out", "mine.npz")
+    assert "(--problem)" in refused(capsys, "score", "run", "--held-out", "new.npz")
+    main(["score", "run", "--problem", "mine.npz", "--split", "half"])
+    assert record(Path("run"), "scores.json")["held_out"] == 2
+
+
+def test_score_says_what_is_known_of_the_network(capsys: pytest.CaptureFixture[str], finished: Path) -> None:
+    shutil.copytree(finished, "run")
+    main(["score", "run"])
+    said = capsys.readouterr().out
+    assert [line.partition(" ")[0] for line in said.splitlines() if line[0] != " "] == [
+        "result",
+        "counts",
+        "share",
+        "p-values",
+        "verdict",
+    ]
+    assert "95 % interval" in said and "all similarities: " in said
 
 
 # ---- In another process

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from exhume.records import read_tensors, write_tensors
 from exhume.report import draw
 from exhume.runs import pipeline
 from exhume.runs.pipeline import reconstruct_run, score_run, train_run
-from exhume.runs.schema import Merged, TrainingRecord
+from exhume.runs.schema import Merged, ScoresRecord, TrainingRecord, read_record
 from exhume.runs.store import FILES, load_candidates, load_truth, read_training, save_candidates
 
 NETWORK = NetworkConfig(widths=(20,))
@@ -522,6 +523,62 @@ def test_a_foreign_checkpoint_is_attacked_and_scored_in_its_own_folder(tmp_path:
     with pytest.raises(InputError, match="already holds another checkpoint"):
         reconstruct_run(folder, SEARCH, foreign=foreign(tmp_path, seed=1))
     assert contents(folder) == before
+
+
+def write_points(path: Path, **extra: Tensor) -> Path:
+    """The training points of toy-circle as arrays, and what else the file is to hold."""
+    problem = load_problem("toy-circle")
+    arrays = {"images": problem.images[:, 0], "labels": problem.labels, **extra}
+    np.savez(path, **{name: tensor.numpy() for name, tensor in arrays.items()})  # type: ignore[arg-type]
+    return path
+
+
+def test_a_foreign_checkpoint_has_the_control_that_it_is_given_and_no_other(tmp_path: Path) -> None:
+    """Half of the training images once became the control: all of both came out, which looked like chance."""
+    folder, mine = tmp_path / "run", write_points(tmp_path / "mine.npz")
+    reconstruct_run(folder, SEARCH, foreign=foreign(tmp_path), device="cpu")
+    alone = score_run(folder, (str(mine), Selection()))
+    assert (alone.images, alone.held_out, alone.p_value, alone.p_rank) == (20, 0, None, None)
+    assert alone.truth.source == "The owner's images, from mine.npz: 20, 10 of each of 2 classes"
+    assert read_record(folder / "scores.json", ScoresRecord) == alone
+    assert "No held-out images were given" in draw(folder).read_text()
+    others = load_problem("toy-circle").held_out[:, 0]
+    beside = score_run(folder, (str(mine), Selection()), held_out=write_points(tmp_path / "new.npz", images=others))
+    assert (beside.images, beside.held_out) == (20, 20) and beside.p_rank is not None
+    assert beside.truth.fingerprint != alone.truth.fingerprint
+    before = contents(folder)
+    with pytest.raises(InputError, match=r"20 of the 20 held-out images are training images too"):
+        score_run(folder, (str(mine), Selection()), held_out=mine)
+    assert contents(folder) == before
+    half = score_run(folder, (str(mine), Selection()), split="half")
+    assert (half.images, half.held_out) == (10, 10)
+
+
+def test_images_of_unknown_class_are_scored_and_drawn(tmp_path: Path) -> None:
+    folder, others = tmp_path / "run", load_problem("toy-circle").held_out[:, 0]
+    np.savez(tmp_path / "mine.npz", images=load_problem("toy-circle").images[:, 0].numpy(), held_out=others.numpy())
+    reconstruct_run(folder, SEARCH, foreign=foreign(tmp_path), device="cpu")
+    scores = score_run(folder, (str(tmp_path / "mine.npz"), Selection()))
+    assert (scores.held_out, scores.per_image[0].label) == (20, None)
+    assert draw(folder).exists()
+
+
+def test_held_out_images_go_with_a_foreign_truth(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Held-out images go with the images of a checkpoint from elsewhere"):
+        score_run(run, held_out=tmp_path)
+
+
+def test_a_run_of_uneven_classes_that_were_trimmed_loads_what_it_was_trained_on(tmp_path: Path) -> None:
+    """Until format 4 as many of each class were trained on as half of the smallest has."""
+    points, labels = torch.rand(12, 1, 2, generator=torch.Generator().manual_seed(0)), [0] * 8 + [1] * 4
+    path = write_points(tmp_path / "mine.npz", images=points, labels=torch.tensor(labels))
+    trimmed = load_problem(str(path), Selection(per_class=2))
+    origin, network = locate(str(path), Selection()), NetworkConfig(widths=(5,))
+    record = train_run(tmp_path / "run", trimmed, origin, network, TrainingConfig(epochs=1), device="cpu")
+    assert load_truth(record).fingerprint == trimmed.fingerprint != load_problem(str(path)).fingerprint
+    write_points(path, images=points.flip(0), labels=torch.tensor(labels))
+    with pytest.raises(InputError, match="now loads other images"):
+        load_truth(record)
 
 
 def test_a_foreign_checkpoint_is_not_adopted_for_settings_that_do_not_fit(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from exhume.audit.significance import (
     rank_test,
     share_interval,
 )
+from exhume.problems import Selection, load_problem
 from victims import generator
 
 
@@ -118,6 +119,29 @@ def test_candidates_that_know_the_mean_at_most_are_rarely_called_a_leak(kind: st
         p_values.append(rank_test(KNOWING_NOTHING[kind](images, 1000 * seed + 700), images, held_out))
     assert sum(p_value < 0.05 for p_value in p_values) <= 7
     assert sum(p_value < 0.001 for p_value in p_values) <= 1
+
+
+def test_class_means_are_no_leak_of_images_where_the_classes_are_known() -> None:
+    """Of ten digits a class: the means lie so near to these that nearly all sets would be called leaks."""
+    digits = load_problem("mnist-digits", Selection(per_class=250, data_dir="installed"))
+    by_class = torch.cat([digits.images.reshape(10, 250, 1, 28, 28), digits.held_out.reshape(10, 250, 1, 28, 28)], 1)
+    labels, known, unknown = torch.arange(10).repeat_interleave(10), [], []
+    for seed in range(12):
+        both = by_class[:, torch.randperm(500, generator=generator(seed))[:20]]
+        images, held_out = both[:, :10].flatten(0, 1), both[:, 10:].flatten(0, 1)
+        means = both[:, :10].mean(1).repeat_interleave(20, 0) + 0.05 * noise(200, seed, 28)
+        known.append(rank_test(means, images, held_out, labels))
+        unknown.append(rank_test(means, images, held_out))
+    assert sum(p_value < 0.05 for p_value in unknown) >= 9
+    assert sum(p_value < 0.05 for p_value in known) <= 3
+    assert min(known) > 0.001
+
+
+def test_images_are_told_beside_their_class_means() -> None:
+    images, held_out = pictures(20, 0), pictures(20, 100)
+    for each in (1, 2, 5):  # the mean of one image is the image, and is not taken out
+        labels = torch.arange(20 // each).repeat_interleave(each)
+        assert rank_test(images + 0.1 * noise(20, 3), images, held_out, labels) < 1e-6
 
 
 def test_the_mean_alone_would_pass_for_a_leak_by_the_similarities_as_they_are() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from exhume.audit.scores import Counts, Seconds, Ssim
+from exhume.audit.scores import Counts, Seconds, Ssim, sentence
 from exhume.audit.verdict import GIVING, HOLDS, Applicability, judge
 
 LEVELS = ("0.7", "0.8", "0.9", "0.95")
@@ -76,6 +76,33 @@ def test_without_a_control_nothing_is_called_a_leak_or_cleared() -> None:
     assert (judgement.verdict, judgement.strength) == ("does not apply", "not proven")
     assert judgement.sentence.startswith("Not decided: 99 of 100 training images look like a candidate of their own")
     assert judge(replace(alone, recovered=NOTHING.recovered), READS).verdict == "nothing found"
+
+
+def test_a_control_that_came_out_itself_clears_nothing() -> None:
+    """Training images were given as held-out ones: all of both come out, and none resembles another."""
+    scores = replace(counted("0.9", 20, 10, 1.0, 0.87), images=20, held_out=10)
+    judgement = judge(scores, READS)
+    assert (judgement.verdict, judgement.strength) == ("does not apply", "not proven")
+    assert "10 of 10 held-out images came out" in judgement.sentence and "trained on?" in judgement.reasons[0]
+    assert judgement.reasons[0] in sentence(scores)
+    for explained in ("null_perfect", "mean_alone"):  # they resemble training images, or all images are much alike
+        alike = replace(scores, **{explained: dict.fromkeys(LEVELS, 20 if explained == "mean_alone" else 10)})
+        assert judge(alike, READS).verdict == "nothing found"
+        assert "trained on?" not in sentence(alike)
+    few = replace(
+        scores, held_out=100, images=100, null={**scores.null, "0.9": 5}, null_perfect={**scores.null, "0.9": 2}
+    )
+    assert judge(few, READS).verdict == "nothing found"
+
+
+@pytest.mark.parametrize(
+    ("images", "held_out", "decides"), [(4, 4, False), (5, 5, True), (100, 1, True), (50, 1, False)]
+)
+def test_so_few_images_that_nothing_can_be_told(images: int, held_out: int, decides: bool) -> None:
+    """All of one side on top is one of 70 splits of 4 and 4, and one of 252 of 5 and 5."""
+    judgement = judge(replace(NOTHING, images=images, held_out=held_out), READS)
+    assert (judgement.verdict == "nothing found") == decides
+    assert decides or f"with {images} training and {held_out} held-out images" in judgement.sentence
 
 
 @pytest.mark.parametrize("regime", GIVING)

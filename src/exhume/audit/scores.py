@@ -17,6 +17,7 @@ from exhume.audit.significance import (
     Interval,
     count_tests,
     difference_interval,
+    fisher,
     rank_test,
     share_interval,
 )
@@ -34,6 +35,9 @@ SAME = 0.95
 """NCC from which two training images count as one where distinct images are counted."""
 CONFIDENT = 0.5
 """Confidence from which an attacker without the data would pick a candidate: more likely right than wrong."""
+SUSPECT = 1e-3
+"""Chance of so many held-out images that came out, by those that training images resemble, below which the control is
+taken for one that was trained on. The benchmark's controls have 5 beside 2 at most."""
 GOOD_SSIM = 0.4
 """What the papers call a good reconstruction: SSIM with window 3 above this."""
 
@@ -194,7 +198,7 @@ def score(
         null_median_ncc=median(control_matches.assigned_similarity.tolist()) if len(control) else None,
         p_value=p_values.get(HEADLINE),
         p_values=p_values,
-        p_rank=rank_test(candidates, images, control) if len(control) else None,
+        p_rank=rank_test(candidates, images, control, labels) if len(control) else None,
         share=share_interval(count, len(images)),
         difference=(difference_interval(count, len(images), null[HEADLINE], len(control)) if len(control) else None),
         distinct=len(merge(images[matches.assigned_similarity >= float(HEADLINE)], SAME)) if count else 0,
@@ -229,7 +233,27 @@ def sentence(scores: Counts) -> str:
     if recovered * scores.held_out > null * scores.images and scores.p_value < SIGNIFICANT:
         odds = "below 1e-20" if scores.p_value < 1e-20 else f"about {scores.p_value:.1g}"
         return f"{counts}: chance alone would give such a difference with probability {odds}."
-    return f"{counts}: no clear difference at this threshold (p = {scores.p_value:.2g}). {_elsewhere(scores, measure)}"
+    told = f"{counts}: no clear difference at this threshold (p = {scores.p_value:.2g}). {_elsewhere(scores, measure)}"
+    return f"{told} {SUSPICION}" if is_suspect(scores) else told
+
+
+SUSPICION = (
+    "The held-out images came out too, more of them than resemble a training image: were they trained on? "
+    "Then they are no control."
+)
+
+
+def is_suspect(scores: Counts) -> bool:
+    """Whether so many held-out images came out that the network must have been trained on them.
+
+    Compared, by Fisher's exact test, with how many resemble a training image or, as training images do, the mean.
+    """
+    for level in (HEADLINE, THRESHOLDS[-1]) if scores.held_out else ():
+        by_mean = round(scores.mean_alone[level] * scores.held_out / scores.images)
+        expected = min(scores.held_out, max(scores.null_perfect[level], by_mean))
+        if fisher(scores.null[level], scores.held_out, expected, scores.held_out) < SUSPECT:
+            return True
+    return False
 
 
 def _elsewhere(scores: Counts, measure: str) -> str:

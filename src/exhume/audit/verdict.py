@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from exhume.audit.scores import HEADLINE, Counts
+from exhume.audit.scores import HEADLINE, SUSPICION, Counts, is_suspect
+from exhume.audit.significance import fisher
 
 Verdict = Literal["leaks", "nothing found", "does not apply"]
 Strength = Literal["plainly", "in part", "traces", "not proven", "none"]
@@ -50,7 +51,8 @@ class Judgement:
     """One of three verdicts, how strong the evidence for a leak is, one sentence for the owner, and the reasons.
 
     strength: "plainly" (the counts at NCC >= 0.9), "in part" (those at another threshold, and all similarities),
-    "traces" (all similarities together, no single image), "not proven" (there is no control), "none".
+    "traces" (all similarities together, no single image), "not proven" (there is no control, or none that can decide),
+    "none".
 
         judgement = exhume.judge(scores, None)
         print(judgement.verdict, judgement.sentence, *judgement.reasons)
@@ -65,7 +67,8 @@ class Judgement:
 def judge(scores: Counts, applies: Applicability | None = None) -> Judgement:
     """Gives the verdict on the counts.
 
-    "leaks" needs a test against held-out images; without them nothing is called a leak. "nothing found" needs a method
+    "leaks" needs a test against held-out images; without them nothing is called a leak, and neither is the network
+    cleared where these came out themselves or are too few. "nothing found" needs a method
     that applies: the condition holds at the true images better than at never-seen ones, or, where these were not
     looked at, the weights are of a kind from which images come out (`GIVING`). All else is "does not apply".
 
@@ -79,13 +82,11 @@ def judge(scores: Counts, applies: Applicability | None = None) -> Judgement:
         return Judgement(
             verdict="leaks", strength=strength, sentence=_LEAKS[strength], reasons=_evidence(scores, strength)
         )
-    if strength == "not proven":
-        count = f"{scores.recovered[HEADLINE]} of {scores.images} training images look like a candidate of their own"
+    undecided = _undecided(scores)
+    if undecided:
+        sentence, advice = undecided
         return Judgement(
-            verdict="does not apply",
-            strength=strength,
-            sentence=f"Not decided: {count}, but no held-out images were given, so nothing tells a leak from chance.",
-            reasons=("Give images of the same kind that the network never saw, and count again.",),
+            verdict="does not apply", strength="not proven", sentence=f"Not decided: {sentence}", reasons=(advice,)
         )
     against = _against(applies)
     if against:
@@ -106,9 +107,27 @@ _LEAKS = {
 }
 
 
+def _undecided(scores: Counts) -> tuple[str, str] | None:
+    """Why the counts cannot be judged, and what to do; None: they can."""
+    images, held_out, recovered = scores.images, scores.held_out, scores.recovered[HEADLINE]
+    if held_out == 0:
+        told = (
+            f"{recovered} of {images} training images look like a candidate of their own, but no held-out images were "
+            "given, so nothing tells a leak from chance."
+        )
+        return (
+            (told, "Give images of the same kind that the network never saw, and count again.") if recovered else None
+        )
+    if is_suspect(scores):
+        told = f"{scores.null[HEADLINE]} of {held_out} held-out images came out, as training images do."
+        return told, SUSPICION
+    if fisher(images, images, 0, held_out) >= TRACES:
+        told = f"with {images} training and {held_out} held-out images no difference can be told from chance."
+        return told, "Give more held-out images."
+    return None
+
+
 def _strength(scores: Counts) -> Strength:
-    if scores.held_out == 0:
-        return "not proven" if scores.recovered[HEADLINE] else "none"
     if _proves(scores, HEADLINE, PLAINLY):
         return "plainly"
     rank = 1.0 if scores.p_rank is None else scores.p_rank
@@ -132,6 +151,8 @@ def _evidence(scores: Counts, strength: Strength) -> tuple[str, ...]:
     ]
     if scores.p_rank is not None:
         reasons.append(f"All similarities together: p = {scores.p_rank:.1g} (rank test).")
+    if is_suspect(scores):
+        reasons.append(SUSPICION)
     return tuple(reasons)
 
 

@@ -17,7 +17,8 @@ from rich.progress import (
 )
 
 from exhume.attack.find_start import Evidence
-from exhume.audit.scores import Counts, Picked, sentence
+from exhume.audit.scores import HEADLINE, Counts, Picked, sentence
+from exhume.audit.significance import Interval
 from exhume.audit.verdict import Judgement
 from exhume.commands.tracking import TRACKERS
 from exhume.errors import known
@@ -39,6 +40,25 @@ def print_scores(scores: Counts) -> None:
     what = "held-out images" if beside else "no control"
     console.print(f"result        {sentence(scores)}", soft_wrap=True)
     console.print(f"counts        {scores.measure.upper()} {counts}  {papers}  ({what})", soft_wrap=True)
+
+
+def print_evidence(scores: Counts) -> None:
+    """Two lines: the recovered share and its lead over held-out images, with intervals; the p-value of every test."""
+    if scores.share is not None:
+        share = scores.recovered[HEADLINE] / scores.images
+        told = f"{share:.0%} of the training images ({_between(scores.share)})"
+        if scores.difference is not None:
+            lead = share - scores.null[HEADLINE] / scores.held_out
+            told += f", {100 * lead:+.0f} points against held-out ones ({_between(scores.difference)})"
+        told += f"; {scores.distinct} of those recovered do not resemble each other"
+        console.print(f"share         {told}", markup=False, soft_wrap=True)
+    if scores.p_rank is not None:
+        levels = "  ".join(f"{level}: {p_value:.1g}" for level, p_value in scores.p_values.items())
+        console.print(f"p-values      {levels}  all similarities: {scores.p_rank:.1g}", soft_wrap=True)
+
+
+def _between(interval: Interval) -> str:
+    return f"95 % interval {interval.low:.0%} to {interval.high:.0%}"
 
 
 def print_picked(picked: Picked) -> None:

@@ -16,6 +16,7 @@ from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.commands.display import (
     bars,
     console,
+    print_evidence,
     print_picked,
     print_scores,
     print_search,
@@ -362,6 +363,7 @@ class Score:
             self.run, origin, held_out=self.held_out, split=self.split, others=self.others, data_dir=data_dir
         )
         print_scores(scores)
+        print_evidence(scores)
         if scores.picked is not None:
             print_picked(scores.picked)
         print_verdict(judge(scores, read_applicability(found)))
