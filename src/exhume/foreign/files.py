@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -284,7 +284,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _check_array(path: Path, member: zipfile.ZipInfo, file: IO[bytes]) -> None:
+def _check_array(path: Path, member: zipfile.ZipInfo, file: Any) -> None:
     """Refuses an array that claims more values than the file can hold."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
