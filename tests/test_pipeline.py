@@ -16,10 +16,11 @@ from exhume.attack.methods import Exhume
 from exhume.audit.matching import Matches, match
 from exhume.audit.scores import control_images
 from exhume.candidates import Candidates, join
-from exhume.checkpoint import Checkpoint, load_checkpoint, load_state_dict, save_checkpoint
+from exhume.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exhume.defence.training import TrainingConfig
 from exhume.devices import choose_device
 from exhume.errors import InputError
+from exhume.foreign import load_state_dict
 from exhume.networks import NetworkConfig
 from exhume.problems import Selection, load_problem, locate
 from exhume.progress import Progress, ProgressCallback, no_op

@@ -154,7 +154,7 @@ def test_any_module_can_be_attacked_and_is_left_as_it_was(method: str, make: Cal
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     found = reconstruct(
         module.train(),
-        SMALL[method],
+        replace(SMALL[method], steps=300),
         task="multiclass",
         centre=torch.full((1, 5, 5), 0.5),
         iterate_callback=iterates.append,

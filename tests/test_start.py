@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import exhume
 from exhume import NetworkConfig, Problem, Selection, TrainingConfig
 from exhume.attack.find_start import WAYS, StartSearch, all_seeds, likely_seeds
-from exhume.checkpoint import load_checkpoint, load_state_dict, save_checkpoint
+from exhume.checkpoint import load_checkpoint, save_checkpoint
 from exhume.cli import main
 from exhume.progress import Progress, ProgressCallback
 from exhume.records import read_tensors

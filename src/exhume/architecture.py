@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from exhume.layers import LayeredNetwork
+from exhume.layers import LayeredNetwork, centring_of
 from exhume.networks import ACTIVATIONS, CentredNetwork
 
 
@@ -98,7 +98,8 @@ def _split(network: nn.Module) -> SplitNetwork | None:
     None where a dense layer is among the latter: that layer sees the images better, through what is no chain.
     """
     layers = _in_sequence(network)
-    before = [network.centre] if isinstance(network, CentredNetwork) else []
+    centring = centring_of(network)
+    before = [] if centring is None else [centring]
     for start in range(1, len(layers)):
         if isinstance(layers[start - 1], nn.Linear):
             return None

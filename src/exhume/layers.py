@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exhume.errors import InputError
+from exhume.networks import Centre, CentredNetwork
 
 IMAGES = -1
 """The number that stands for the images among a layer's inputs."""
@@ -65,11 +66,17 @@ STATISTICS = ("running_mean", "running_var")
 class LayeredNetwork(nn.Module):
     """Runs layers by their numbers; its parameters have the layers' names, in the order in which they were built."""
 
+    centring: Centre | None
+
     def __init__(
-        self, layers: Sequence[tuple[str, nn.Module, tuple[int, ...]]], parameters: Sequence[str] = ()
+        self,
+        layers: Sequence[tuple[str, nn.Module, tuple[int, ...]]],
+        parameters: Sequence[str] = (),
+        centring: Centre | None = None,
     ) -> None:
-        """layers: name, module and inputs of each; parameters: as of `LayerGraph`."""
+        """layers: name, module and inputs of each; parameters: as of `LayerGraph`; centring: what comes before."""
         super().__init__()
+        self.centring = centring
         modules = {name: module for name, module, _ in layers}
         built_first = [name.rpartition(".")[0] for name in parameters]
         for name in dict.fromkeys([*built_first, *modules]):
@@ -77,7 +84,7 @@ class LayeredNetwork(nn.Module):
         self.steps = [(name, inputs) for name, _, inputs in layers]
 
     def forward(self, images: Tensor) -> Tensor:
-        values = {IMAGES: images}
+        values = {IMAGES: images if self.centring is None else self.centring(images)}
         for number, (name, inputs) in enumerate(self.steps):
             values[number] = self.get_submodule(name)(*(values[before] for before in inputs))
         return values[len(self.steps) - 1]
@@ -87,6 +94,13 @@ class LayeredNetwork(nn.Module):
         """The layers if each takes the output of the one before it; [] if they are no chain."""
         chained = all(inputs == (number - 1,) for number, (_, inputs) in enumerate(self.steps))
         return [self.get_submodule(name) for name, _ in self.steps] if chained else []
+
+
+def centring_of(network: nn.Module) -> Centre | None:
+    """What a network does to images before its first layer, where that is known."""
+    if isinstance(network, CentredNetwork):
+        return network.centre
+    return network.centring if isinstance(network, LayeredNetwork) else None
 
 
 def _place(within: nn.Module, path: Sequence[str], module: nn.Module) -> None:
@@ -105,7 +119,7 @@ def _outer(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def build_layers(graph: LayerGraph, weights: Mapping[str, Tensor]) -> LayeredNetwork:
+def build_layers(graph: LayerGraph, weights: Mapping[str, Tensor], centring: Centre | None = None) -> LayeredNetwork:
     """The network with copies of its weights, in evaluation mode.
 
     Raises:
@@ -123,7 +137,7 @@ def build_layers(graph: LayerGraph, weights: Mapping[str, Tensor]) -> LayeredNet
         if layer.name not in modules:
             modules[layer.name] = make_layer(layer, of_layer.get(layer.name, {}))
     named = [(layer.name, modules[layer.name], layer.inputs) for layer in graph.layers]
-    return LayeredNetwork(named, graph.parameters).eval()
+    return LayeredNetwork(named, graph.parameters, centring).eval()
 
 
 def make_layer(layer: Layer, parameters: Mapping[str, Tensor]) -> nn.Module:

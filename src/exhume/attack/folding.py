@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exhume.architecture import recognise
-from exhume.layers import LayeredNetwork, Permute, ReverseChannels
+from exhume.layers import LayeredNetwork, Permute, ReverseChannels, centring_of
 from exhume.networks import CentredNetwork, Shape
 
 
@@ -32,11 +32,12 @@ def folded(network: nn.Module, shape: Shape) -> nn.Module:
     Args:
         shape: (channels, height, width) of an image.
     """
-    if not isinstance(network, CentredNetwork) or not isinstance(network.layers, LayeredNetwork):
+    inner = network.layers if isinstance(network, CentredNetwork) else network
+    if not isinstance(inner, LayeredNetwork):
         return network
     layers = [
         _Named(name, layer)
-        for (name, _), layer in zip(network.layers.steps, network.layers.in_sequence, strict=False)
+        for (name, _), layer in zip(inner.steps, inner.in_sequence, strict=False)
         if not isinstance(layer, nn.Identity)
     ]
     if not layers:
@@ -49,9 +50,12 @@ def folded(network: nn.Module, shape: Shape) -> nn.Module:
     return result if recognise(without) is None else without
 
 
-def _network(original: CentredNetwork, layers: list[_Named]) -> CentredNetwork:
-    chain = [(one.name, one.layer, (number - 1,)) for number, one in enumerate(layers)]
-    return CentredNetwork(original.centre.centre, LayeredNetwork(chain), original.centre.scale).eval()
+def _network(original: nn.Module, layers: list[_Named]) -> nn.Module:
+    """The chain behind the same centring, if there is one."""
+    named = [(one.name, one.layer, (number - 1,)) for number, one in enumerate(layers)]
+    if not isinstance(original, CentredNetwork):
+        return LayeredNetwork(named, centring=centring_of(original)).eval()
+    return CentredNetwork(original.centre.centre, LayeredNetwork(named), original.centre.scale).eval()
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from exhume.attack.known_init import WeightDelta, midpoint_network, weight_delta
 from exhume.checkpoint import Checkpoint, check_alike
 from exhume.errors import InputError
 from exhume.foreign.modules import read_module, unwrapped
+from exhume.layers import LayeredNetwork, centring_of
 from exhume.networks import CentredNetwork, Shape, Task
 
 
@@ -56,12 +57,14 @@ class Target:
     @property
     def subtracted(self) -> Float[Tensor, "c h w"]:
         """What the network subtracts from an image before its first layer."""
-        return self.network.centre.centre if isinstance(self.network, CentredNetwork) else torch.zeros_like(self.centre)
+        centring = centring_of(self.network)
+        return torch.zeros_like(self.centre) if centring is None else centring.centre
 
     @property
     def divided(self) -> Float[Tensor, "c h w"] | None:
         """What the network then divides by; None: nothing."""
-        return self.network.centre.scale if isinstance(self.network, CentredNetwork) else None
+        centring = centring_of(self.network)
+        return None if centring is None else centring.scale
 
     @cached_property
     def unit(self) -> float:
@@ -130,7 +133,7 @@ def _initial_network(
     if isinstance(initial, Checkpoint):
         return initial.build()
     if isinstance(initial, nn.Module):
-        return as_layers(initial, shape, task) if isinstance(trained, CentredNetwork) else initial
+        return as_layers(initial, shape, task) if isinstance(trained, CentredNetwork | LayeredNetwork) else initial
     if not isinstance(initial, Mapping):
         raise InputError(f"The initial weights must be a checkpoint or a module, not {type(initial).__name__}.")
     own = dict(trained.named_parameters())
@@ -208,13 +211,13 @@ def as_layers(module: nn.Module, shape: Shape, task: Task) -> nn.Module:
     A chain of layers that its code hides is then recognised. What is recognised as it is stays what it is.
     """
     network = copy.deepcopy(unwrapped(module)).eval()
-    if isinstance(network, CentredNetwork) or as_mlp(network) is not None:
+    if isinstance(network, CentredNetwork | LayeredNetwork) or as_mlp(network) is not None:
         return network
     try:
-        read = read_module(network, shape, task).build()
+        built = read_module(network, shape, task).build()
     except InputError:
         return network
     learned = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-    for name, parameter in read.layers.named_parameters():
+    for name, parameter in built.named_parameters():
         parameter.requires_grad_(learned.get(name, True))
-    return read
+    return built

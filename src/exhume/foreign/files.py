@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,6 +69,11 @@ def read_state_dict(path: Path) -> StateDict:
     """
     tensors, notes = read_named_tensors(path)
     tensors = {name: _checked(path, name, tensor) for name, tensor in tensors.items()}
+    matrices = [
+        tensor for tensor in tensors.values() if tensor.ndim > 1 and tensor.numel() and tensor.is_floating_point()
+    ]
+    if matrices and all(float(tensor.abs().max()) < SMALLEST for tensor in matrices):
+        raise InputError(f"{path} holds weights that are all zero, or next to it: there is nothing to read.")
     return StateDict(tensors=tensors, notes=notes, ordered=kind_of(path) != "safetensors")
 
 
@@ -158,7 +163,7 @@ def _kind_of_archive(path: Path) -> str:
 
 
 REFUSED = {
-    "empty": "is empty.",
+    "empty": "is no plain state dict: it is empty.",
     "git-lfs": "is a pointer of Git LFS and not the file itself; fetch that with `git lfs pull`.",
     "html": "is an HTML page and not a file of weights; the download gave a page to read instead.",
     "hdf5": "is an HDF5 file, of Keras perhaps; save the weights as .npz, by names such as dense/kernel.",
@@ -220,8 +225,6 @@ def _checked(path: Path, name: str, tensor: Tensor) -> Tensor:
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
     if not tensor.isfinite().all():
         raise InputError(f"{path} holds weights that are not finite ({name}).")
-    if tensor.ndim > 1 and tensor.numel() > 0 and float(tensor.abs().max()) < SMALLEST:
-        raise InputError(f"{path} holds weights that are all zero, or next to it ({name}): there is nothing to read.")
     return tensor.contiguous()
 
 
@@ -290,7 +293,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _check_array(path: Path, member: zipfile.ZipInfo, file: IO[bytes]) -> None:
+def _check_array(path: Path, member: zipfile.ZipInfo, file: Any) -> None:
     """Refuses an array that claims more values than the file can hold."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

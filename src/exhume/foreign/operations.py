@@ -245,6 +245,18 @@ def _flip(reader: Reader, arguments: Arguments) -> Value:
     return reader.rearranged("reverse-channels", of, {})
 
 
+def _slice(reader: Reader, arguments: Arguments) -> Value:
+    of, dim = _first(arguments), arguments.get("dim", 0)
+    count = of.tensor.shape[dim] if isinstance(of, Constant) else of.shape[dim]
+    start, end, step = arguments.get("start") or 0, arguments.get("end"), arguments.get("step", 1)
+    chosen = slice(start, end, step)
+    if isinstance(of, Constant):
+        return _constant(of, of.tensor[(slice(None),) * (dim % of.tensor.ndim) + (chosen,)])
+    if range(count)[chosen] != range(count):
+        raise InputError("Taking a part of the values is not supported.")
+    return of
+
+
 def _index(reader: Reader, arguments: Arguments) -> Value:
     of, indices = _first(arguments), arguments["indices"]
     reverse = isinstance(of, Output) and len(indices) == 2 and indices[0] is None and isinstance(indices[1], Constant)
@@ -426,6 +438,7 @@ OPERATIONS: dict[str, Handler] = {
     "t": _transpose,
     "numpy_T": _transpose,
     "flip": _flip,
+    "slice": _slice,
     "index": _index,
     "add": _arithmetic("+"),
     "sub": _arithmetic("-"),

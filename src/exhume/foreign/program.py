@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from exhume.errors import InputError
-from exhume.layers import IMAGES, Layer, LayerGraph, Settings, build_layers, make_layer
-from exhume.networks import CentredNetwork, Shape, Task
+from exhume.layers import IMAGES, Layer, LayeredNetwork, LayerGraph, Settings, build_layers, make_layer
+from exhume.networks import Centre, Shape, Task
 
 HEADS = ("softmax", "log-softmax")
 """Last layers that turn scores into probabilities: what is trained with the cross-entropy are the scores before."""
@@ -101,11 +101,12 @@ class ReadLayers:
     outputs: int
     notes: tuple[str, ...] = ()
 
-    def build(self) -> CentredNetwork:
-        """The network as a module."""
+    def build(self) -> LayeredNetwork:
+        """The network as a module, whose parameters have the names that they had."""
         dtype = next(iter(self.weights.values())).dtype
         scale = None if self.scale is None else self.scale.to(dtype)
-        return CentredNetwork(self.centre.to(dtype), build_layers(self.graph, self.weights), scale).eval()
+        plain = scale is None and not self.centre.any()
+        return build_layers(self.graph, self.weights, None if plain else Centre(self.centre.to(dtype), scale))
 
 
 class Reader:

@@ -212,6 +212,7 @@ def _read_script(
         reader = Reader(program, shape, _entry(taken, shape, order))
         try:
             reader.values[next(iter(graph.inputs())).debugName()] = _Part("", module._c)
+            reader.uses.update(value.debugName() for node in graph.nodes() for value in node.inputs())
             _Script(reader, state).run(graph)
         except InputError as error:
             refused = refused or error

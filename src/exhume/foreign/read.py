@@ -280,7 +280,7 @@ def _plain(read: ReadLayers) -> tuple[NetworkConfig, dict[str, Tensor]] | None:
     layers = read.graph.layers
     linear, between = layers[1::2], {(layer.kind, str(layer.settings)) for layer in layers[2::2]}
     usual = [f"{1 + 2 * place}" for place in range(len(linear))]
-    if layers[0].kind != "flatten" or [layer.name for layer in linear] != usual or len(between) > 1:
+    if layers[0].kind != "flatten" or len(layers) % 2 or [layer.name for layer in linear] != usual or len(between) > 1:
         return None
     if any(layer.kind != "linear" for layer in linear) or any(
         layer.inputs != (number - 1,) for number, layer in enumerate(layers)

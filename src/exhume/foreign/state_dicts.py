@@ -1,8 +1,10 @@
 """A state dict without its network's code becomes the chain of dense layers that its shapes tell."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -216,13 +218,14 @@ def _in_order(
     weights: Mapping[str, Tensor], inputs: int, where: str, chain: str, *, kernels: bool
 ) -> tuple[list[str], bool]:
     """The weights' names in the order of their work, and whether they are [in, out]."""
-    for transposed in (True, False) if kernels else (False, True):
+    ways = (True, False) if kernels else (False, True)
+    for transposed in ways if weights else ():
         sizes = {name: tuple(w.shape) if transposed else tuple(w.shape)[::-1] for name, w in weights.items()}
-        if weights and _chains(list(sizes.values()), inputs):
+        if _chains(list(sizes.values()), inputs):
             return list(weights), transposed
-    for transposed in (True, False) if kernels else (False, True):
+    for transposed in ways if weights else ():
         sizes = {name: tuple(w.shape) if transposed else tuple(w.shape)[::-1] for name, w in weights.items()}
-        orders = [order for _, order in zip(range(2), _orders(sizes, inputs, []), strict=False)]
+        orders = list(islice(_orders(sizes, inputs, []), 2)) if _could_chain(list(sizes.values()), inputs) else []
         if len(orders) == 1:
             return orders[0], transposed
         if orders:
@@ -233,6 +236,14 @@ def _in_order(
 def _chains(sizes: Sequence[tuple[int, ...]], inputs: int) -> bool:
     """Whether layers of these sizes, (in, out), follow one another."""
     return [size[0] for size in sizes] == [inputs, *(size[1] for size in sizes)][:-1]
+
+
+def _could_chain(sizes: Sequence[tuple[int, ...]], inputs: int) -> bool:
+    """Whether an order of all layers can exist: every size but the ends is left as often as it is reached."""
+    balance = Counter(size[0] for size in sizes)
+    balance.subtract(size[1] for size in sizes)
+    odd = [size for size, count in balance.items() if count]
+    return all(count in (-1, 0, 1) for count in balance.values()) and (not odd or balance[inputs] == 1) and len(odd) < 3
 
 
 def _orders(sizes: Mapping[str, tuple[int, ...]], inputs: int, before: list[str]) -> Iterator[list[str]]:
