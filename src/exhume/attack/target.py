@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from exhume.architecture import MLP, Architecture, mlp_of, recognise
+from exhume.architecture import MLP, Architecture, SplitNetwork, mlp_of, recognise
 from exhume.attack.known_init import WeightDelta, midpoint_network, weight_delta
 from exhume.checkpoint import Checkpoint, check_alike
 from exhume.errors import InputError
@@ -54,6 +54,17 @@ class Target:
     def subtracted(self) -> Float[Tensor, "c h w"]:
         """What the network subtracts from an image before its first layer."""
         return self.network.centre.centre if isinstance(self.network, CentredNetwork) else torch.zeros_like(self.centre)
+
+    def dense_inputs(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"] | None:
+        """What the first dense layer that is recognised sees of un-centred images; None if none is."""
+        match self.architecture:
+            case MLP():
+                return (images - self.subtracted).flatten(1)
+            case SplitNetwork(head=head):
+                features: Tensor = head(images)
+                return features.flatten(1)
+            case _:
+                return None
 
     @property
     def shape(self) -> Shape:
