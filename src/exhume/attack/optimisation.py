@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exhume.attack.muon import Muon
 from exhume.attack.priors import spread
-from exhume.attack.search import Iterate, Search
+from exhume.attack.search import Guess, Iterate, Search
 from exhume.attack.stationarity import Objective
 from exhume.attack.target import Target
 from exhume.devices import recorded
@@ -73,6 +73,14 @@ class Multipliers:
     def variables(self) -> list[Tensor]:
         """What is searched for besides the images."""
         return [self.values, self.shares] if self.objective.shared else [self.values]
+
+
+def begun_at(guess: Guess, objective: Objective, target: Target, minimum: float) -> Multipliers:
+    """The multipliers of a first guess that is given."""
+    labels, values = guess.labels.to(target.centre.device), guess.multipliers.detach().to(target.centre).clone()
+    multipliers = Multipliers(objective, labels, values, target.outputs, minimum)
+    multipliers.shares = guess.shares.detach().to(target.centre).clone().requires_grad_()
+    return multipliers
 
 
 def uniform_start(

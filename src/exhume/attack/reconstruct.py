@@ -126,7 +126,7 @@ def _candidates(
         images=images,
         labels=((last.multipliers > 0).long() if by_sign else search.labels).cpu(),
         multipliers=last.multipliers.float().cpu(),
-        explained=_explained(target, last).float().cpu(),
+        explained=explained_shares(target, last.images, last.cotangents).float().cpu(),
         confidence=images.new_full((len(images),), torch.nan),
         history=[point for point in history if math.isfinite(point.residual + point.penalty)],
         assumptions=search.assumptions,
@@ -139,8 +139,10 @@ def _candidates(
     )
 
 
-def _explained(target: Target, iterate: Iterate) -> Float[Tensor, " m"]:
-    """Share of the squared norm of what is to be explained, v, that each candidate accounts for: <v, J_i^T d_i>."""
+def explained_shares(
+    target: Target, images: Float[Tensor, "m c h w"], cotangents: Float[Tensor, "m k"]
+) -> Float[Tensor, " m"]:
+    """Share of the squared norm of what is to be explained, v, that each image accounts for: <v, J_i^T d_i>."""
     theta, along = (
         {name: parameter.detach() for name, parameter in module.named_parameters()}
         for module in (target.network, target.explained)
@@ -148,13 +150,13 @@ def _explained(target: Target, iterate: Iterate) -> Float[Tensor, " m"]:
 
     def scores(*values: Tensor) -> Tensor:
         named = dict(zip(theta, values, strict=True))
-        result: Tensor = torch.func.functional_call(target.network, named, (iterate.images,))
+        result: Tensor = torch.func.functional_call(target.network, named, (images,))
         return result
 
     directions = tuple(along.values())
     slope: Tensor = torch.autograd.functional.jvp(scores, tuple(theta.values()), directions)[1]  # type: ignore[no-untyped-call]
     norm = torch.stack([direction.pow(2).sum() for direction in directions]).sum()
-    share: Tensor = (iterate.cotangents * slope).sum(1) / norm
+    share: Tensor = (cotangents * slope).sum(1) / norm
     return share
 
 

@@ -25,6 +25,38 @@ class Iterate:
     cotangents: Float[Tensor, "m k"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """A first guess that is given, in place of a random one.
+
+    images: [n, c, h, w] un-centred; labels: [n] class indices, or signs as 0 and 1; multipliers: [n]; shares: [n, k],
+    logits of how each multiplier is shared among the other classes.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+    multipliers: Float[Tensor, " n"]
+    shares: Float[Tensor, "n k"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedImages:
+    """The residual of images that stay as they are: a quadratic function of their cotangents d, [n, k].
+
+    residual(d): a scalar, differentiable by d; by_layer(d): the same of each layer that is believed, by the name of its
+    weight, each relative to what is to be explained of it; reweight(d): weighs errors from now on as at the end of a
+    search whose candidates are these images; inside: [n], the share of each image's squared norm, or of its features',
+    within the subspace that is searched, None where there is none; projections: [n, c, h, w], the images of that
+    subspace nearest to them, None where every image can be reached.
+    """
+
+    residual: Callable[[Float[Tensor, "n k"]], Tensor]
+    by_layer: Callable[[Float[Tensor, "n k"]], dict[str, float]]
+    reweight: Callable[[Float[Tensor, "n k"]], None]
+    inside: Float[Tensor, " n"] | None
+    projections: Float[Tensor, "n c h w"] | None
+
+
 @runtime_checkable
 class Search(Protocol):
     """A search under way: each step follows the gradient of `objective`, at a rate that the schedules set."""
@@ -79,8 +111,18 @@ class Method(ABC):
         return self.prepared(target)(generator)
 
 
-Begin = Callable[[torch.Generator], Search]
-"""Begins a search; each call draws another first guess."""
+@runtime_checkable
+class SearchOfFixed(Search, Protocol):
+    """A search that can also judge images that stay as they are."""
+
+    def fix(self, images: Float[Tensor, "n c h w"], *, chunk: int) -> FixedImages:
+        """The residual of un-centred images as a function of their cotangents; `chunk` of them are held at a time."""
+
+
+class Begin(Protocol):
+    """Begins a search; each call draws another first guess, unless one is given."""
+
+    def __call__(self, generator: torch.Generator, *, guess: Guess | None = None) -> Search: ...
 
 
 def check_counts(**settings: int | None) -> None:

@@ -60,6 +60,19 @@ class Subspace:
     singular: Float[Tensor, " r"]
     biased: bool
 
+    def coordinates(self, inputs: Float[Tensor, "n inputs"]) -> Float[Tensor, "n r"]:
+        """Those of what the layer sees, or of its projection."""
+        return self.with_ones(inputs) @ self.basis
+
+    def share(self, inputs: Float[Tensor, "n inputs"]) -> Float[Tensor, " n"]:
+        """The share of the squared norm of what the layer sees, with a 1 for the bias, that is within the subspace."""
+        whole = self.with_ones(inputs)
+        return (whole @ self.basis).pow(2).sum(1) / whole.pow(2).sum(1).clamp_min(1e-30)
+
+    def with_ones(self, inputs: Float[Tensor, "n inputs"]) -> Float[Tensor, "n d"]:
+        """What the layer sees, with a 1 for the bias where it has one."""
+        return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1) if self.biased else inputs
+
     def leading(self, rank: int) -> "Subspace":
         """The `rank` strongest directions."""
         return Subspace(

@@ -174,6 +174,49 @@ def network_gradients(
     return list(torch.autograd.grad(total, parameters, create_graph=True, materialize_grads=True))
 
 
+def gradients_in_chunks(
+    network: nn.Module,
+    images: Float[Tensor, "m ..."],
+    cotangents: Float[Tensor, "m k"],
+    sharpness: Sharpness,
+    chunk: int,
+) -> list[Tensor]:
+    """The same for fixed images, differentiable by the cotangents alone; `chunk` images are held at a time."""
+    return list(_GradientsInChunks.apply(network, images, sharpness, chunk, cotangents))  # type: ignore[no-untyped-call]
+
+
+class _GradientsInChunks(torch.autograd.Function):
+    """A linear map of the cotangents, whose graph of each chunk is made anew on the way back."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 autograd takes no keywords
+        ctx: Any, network: nn.Module, images: Tensor, sharpness: Sharpness, chunk: int, cotangents: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.chunks, ctx.sharpness, ctx.network = torch.split(images, chunk), sharpness, network
+        ctx.save_for_backward(cotangents)
+        totals: Sequence[Tensor | int] = []
+        for some, their in zip(ctx.chunks, torch.split(cotangents, chunk), strict=True):
+            sums = _chunk_gradients(network, some, their, sharpness)
+            totals = [s.detach() + total for s, total in zip(sums, totals or [0] * len(sums), strict=True)]
+        return tuple(total for total in totals if isinstance(total, Tensor))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *along: Tensor) -> tuple[None, None, None, None, Tensor]:
+        (cotangents,) = ctx.saved_tensors
+        slopes = []
+        for some, their in zip(ctx.chunks, torch.split(cotangents, len(ctx.chunks[0])), strict=True):
+            variable = their.detach().requires_grad_()
+            sums = _chunk_gradients(ctx.network, some, variable, ctx.sharpness)
+            slopes.append(torch.autograd.grad(sums, variable, along)[0])
+        return None, None, None, None, torch.cat(slopes)
+
+
+@torch.enable_grad()
+def _chunk_gradients(network: nn.Module, images: Tensor, cotangents: Tensor, sharpness: Sharpness) -> list[Tensor]:
+    return network_gradients(network, images, lambda _: cotangents, sharpness)
+
+
 @dataclass(frozen=True)
 class Term:
     """What each of m samples adds to a layer's sum G = delta^T inputs, and the layer's outputs W inputs + b."""

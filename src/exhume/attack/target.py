@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from exhume.architecture import MLP, Architecture, as_mlp, mlp_of, recognise
+from exhume.architecture import MLP, Architecture, SplitNetwork, as_mlp, mlp_of, recognise
 from exhume.attack.folding import folded
 from exhume.attack.known_init import WeightDelta, midpoint_network, weight_delta
 from exhume.checkpoint import Checkpoint, check_alike
@@ -86,6 +86,17 @@ class Target:
     def as_inputs(self, image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
         """What the first layer sees of an image."""
         return self.divided_by_scale(image - self.subtracted)
+
+    def dense_inputs(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"] | None:
+        """What the first dense layer that is recognised sees of un-centred images; None if none is."""
+        match self.architecture:
+            case MLP():
+                return self.divided_by_scale(images - self.subtracted).flatten(1)
+            case SplitNetwork(head=head):
+                features: Tensor = head(images)
+                return features.flatten(1)
+            case _:
+                return None
 
     @property
     def shape(self) -> Shape:

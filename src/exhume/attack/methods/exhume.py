@@ -11,8 +11,15 @@ from exhume.attack.analysis import WeightAnalysis, analyse_weights
 from exhume.attack.methods.feature_space import FeatureSpaceSearch
 from exhume.attack.methods.input_subspace import InputSubspaceSearch, SearchSettings
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
-from exhume.attack.optimisation import Multipliers, images_given, linear_decay, muon_and_adam, uniform_start
-from exhume.attack.search import Begin, Method, check_counts, check_finite, check_positive, check_weights
+from exhume.attack.optimisation import (
+    Multipliers,
+    begun_at,
+    images_given,
+    linear_decay,
+    muon_and_adam,
+    uniform_start,
+)
+from exhume.attack.search import Begin, Guess, Method, check_counts, check_finite, check_positive, check_weights
 from exhume.attack.stationarity import check_objective, choose_objective, scale_free
 from exhume.attack.target import Target
 from exhume.networks import Task
@@ -113,7 +120,9 @@ class Exhume(Method):
             sharpness=self.sharpness,
         )
 
-    def _over_pixels(self, target: Target, settings: SearchSettings, generator: torch.Generator) -> PixelSpaceSearch:
+    def _over_pixels(
+        self, target: Target, settings: SearchSettings, generator: torch.Generator, *, guess: Guess | None = None
+    ) -> PixelSpaceSearch:
         search = PixelSpaceSearch(
             target,
             scale_free(self.sharpness),
@@ -122,10 +131,14 @@ class Exhume(Method):
             per_class=self.per_class,
             init_scale=self.init_scale / target.unit,
             smoothness=self.smoothness or 0.0,
+            guess=guess,
         )
         objective = settings.objective
-        values = uniform_start(objective, search.labels, target.centre, generator)
-        search.multipliers = Multipliers(objective, search.labels, values, target.outputs, self.min_multiplier)
+        if guess is not None:
+            search.multipliers = begun_at(guess, objective, target, self.min_multiplier)
+        else:
+            values = uniform_start(objective, search.labels, target.centre, generator)
+            search.multipliers = Multipliers(objective, search.labels, values, target.outputs, self.min_multiplier)
         search.optimisers = muon_and_adam(
             search.pixels, search.multipliers, target, self.lr_images, self.lr_multipliers
         )

@@ -8,7 +8,7 @@ from exhume.architecture import SplitNetwork
 from exhume.attack.analysis import WeightAnalysis
 from exhume.attack.methods.input_subspace import InputSubspaceSearch, SearchSettings
 from exhume.attack.optimisation import first_guess, snapshot
-from exhume.attack.search import Iterate
+from exhume.attack.search import Guess, Iterate
 from exhume.attack.stationarity import smooth_hinges
 from exhume.attack.target import Target
 
@@ -33,13 +33,18 @@ class FeatureSpaceSearch(InputSubspaceSearch):
         found: WeightAnalysis,
         settings: SearchSettings,
         generator: torch.Generator,
+        *,
+        guess: Guess | None = None,
     ) -> None:
         self.head = network.head
-        super().__init__(target, network.mlp, found, settings, generator)
+        super().__init__(target, network.mlp, found, settings, generator, guess=guess)
 
     def _start(self, scale: float, generator: torch.Generator) -> Tensor:
         around = torch.zeros_like(self.target.centre).flatten()
         return first_guess((len(self.labels), len(around)), scale / self.target.unit, around, generator)
+
+    def _encode(self, images: Float[Tensor, "n c h w"]) -> Tensor:
+        return (images - self.target.centre).flatten(1)
 
     @property
     def images(self) -> Float[Tensor, "m c h w"]:
@@ -48,13 +53,19 @@ class FeatureSpaceSearch(InputSubspaceSearch):
 
     def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
         images = self.images
+        coordinates, inside = self._features(images)
+        return coordinates, images, OUTSIDE_WEIGHT * (1 - inside).mean()
+
+    def _features(self, images: Float[Tensor, "m c h w"]) -> tuple[Float[Tensor, "m r"], Float[Tensor, " m"]]:
+        """The coordinates of the images' features in the subspace, and the share of the features that is inside."""
         with smooth_hinges(self.sharpness):
             features: Tensor = self.head(images).flatten(1)
-        if self.subspace.biased:
-            features = torch.cat([features, features.new_ones(len(features), 1)], 1)
-        inside = features @ self.subspace.basis
-        outside = 1 - inside.pow(2).sum(1) / features.pow(2).sum(1).clamp_min(1e-30)
-        return inside, images, OUTSIDE_WEIGHT * outside.mean()
+        features = self.subspace.with_ones(features)
+        coordinates = features @ self.subspace.basis
+        return coordinates, coordinates.pow(2).sum(1) / features.pow(2).sum(1).clamp_min(1e-30)
+
+    def _see(self, images: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor, Tensor | None]:
+        return *self._features(images), None
 
     def iterate(self) -> Iterate:
         return snapshot(self.target, self.images, self.multipliers)

@@ -14,6 +14,7 @@ from exhume.attack.analysis import WeightAnalysis
 from exhume.attack.optimisation import (
     Multipliers,
     balanced_labels,
+    begun_at,
     first_guess,
     linear_decay,
     muon_and_adam,
@@ -22,9 +23,9 @@ from exhume.attack.optimisation import (
 )
 from exhume.attack.priors import greyness, implausible
 from exhume.attack.residuals import Weighting, change_by_sum, gls_weighting, in_place, relative_residual
-from exhume.attack.search import Iterate
+from exhume.attack.search import FixedImages, Guess, Iterate
 from exhume.attack.spectrum import Subspace, first_layer
-from exhume.attack.stationarity import Objective, Term, mlp_terms, product, scale_free, summed
+from exhume.attack.stationarity import Cotangents, Objective, Term, mlp_terms, product, scale_free, summed
 from exhume.attack.target import Target
 from exhume.devices import fast_products
 
@@ -58,7 +59,14 @@ class InputSubspaceSearch:
     """Coordinates [m, r] and multipliers, judged by the relative residual of the layers that can be believed."""
 
     def __init__(
-        self, target: Target, mlp: MLP, found: WeightAnalysis, settings: SearchSettings, generator: torch.Generator
+        self,
+        target: Target,
+        mlp: MLP,
+        found: WeightAnalysis,
+        settings: SearchSettings,
+        generator: torch.Generator,
+        *,
+        guess: Guess | None = None,
     ) -> None:
         """mlp: of the network where gradients are taken; found: the analysis of the MLP to explain."""
         explained = target.explained_mlp
@@ -77,10 +85,17 @@ class InputSubspaceSearch:
         self.steps = settings.steps
         self.weighting: Weighting | None = None
         self.hidden_weight, self.grey_weight = first.new_zeros(()), first.new_zeros(())
-        self.labels = balanced_labels(target, settings.per_class, self.assumptions.images, len(first))
-        self.variables = self._start(settings.init_scale, generator)
-        values = uniform_start(settings.objective, self.labels, target.centre, generator)
-        self.multipliers = Multipliers(settings.objective, self.labels, values, target.outputs, settings.min_multiplier)
+        if guess is not None:
+            self.multipliers = begun_at(guess, settings.objective, target, settings.min_multiplier)
+            self.labels = self.multipliers.labels
+            self.variables = self._encode(guess.images.to(target.centre)).requires_grad_()
+        else:
+            self.labels = balanced_labels(target, settings.per_class, self.assumptions.images, len(first))
+            self.variables = self._start(settings.init_scale, generator)
+            values = uniform_start(settings.objective, self.labels, target.centre, generator)
+            self.multipliers = Multipliers(
+                settings.objective, self.labels, values, target.outputs, settings.min_multiplier
+            )
         self.optimisers = muon_and_adam(
             self.variables, self.multipliers, target, settings.lr_images, settings.lr_multipliers
         )
@@ -92,6 +107,10 @@ class InputSubspaceSearch:
         around = self.target.as_inputs(self.target.centre).flatten() @ pixels
         return first_guess((len(self.labels), self.assumptions.rank), scale / self.target.unit, around, generator)
 
+    def _encode(self, images: Float[Tensor, "n c h w"]) -> Tensor:
+        """The variables that un-centred images have, or the images of the subspace that are nearest to them."""
+        return self.subspace.coordinates((images - self.target.subtracted).flatten(1))
+
     def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
         """The candidates' coordinates, their un-centred images, and the penalty on what makes them no images."""
         images, ones = self._images(self.precision)
@@ -101,16 +120,23 @@ class InputSubspaceSearch:
     def prepare(self, step: int) -> None:
         """Computes the weightings anew from the candidates, every REWEIGHT_EVERY steps."""
         if step % REWEIGHT_EVERY == 0:
-            self._reweight(self._terms(self._decode()[0]), min(step / self.steps, 1))
+            terms = self._terms(self._decode()[0], self.multipliers.cotangents)
+            self._reweight(terms, min(step / self.steps, 1))
 
-    def _terms(self, coordinates: Float[Tensor, "m r"]) -> list[Term]:
+    def _terms(self, coordinates: Float[Tensor, "m r"], cotangents: Cotangents) -> list[Term]:
         """What each candidate adds to the layers that are believed."""
         count = None if self.regime.every_layer else 1 + max([len(self.noisy), *self.changed_layers])
-        return mlp_terms(self.products, coordinates, self.multipliers.cotangents, self.sharpness, count=count)
+        return mlp_terms(self.products, coordinates, cotangents, self.sharpness, count=count)
 
     def objective(self) -> tuple[Tensor, Tensor]:
         coordinates, images, penalty = self._decode()
-        terms, every_layer = self._terms(coordinates), self.regime.every_layer
+        residual = self._residual(self._terms(coordinates, self.multipliers.cotangents))
+        penalty = self.multipliers.penalty() + penalty + implausible(images, self.assumptions.smoothness)
+        return residual, penalty + self.grey_weight * greyness(images) if self.assumptions.binary_prior else penalty
+
+    def _residual(self, terms: Sequence[Term]) -> Tensor:
+        """The relative residual of the layers that are believed, weighted."""
+        every_layer = self.regime.every_layer
         gradients = summed(self.products, terms if every_layer else terms[:1])
         weightings = [self.weighting, *[None] * (len(gradients) - 1)]
         asked = compress(zip(self.explained.parameters, gradients, weightings, strict=False), self.changed)
@@ -121,8 +147,28 @@ class InputSubspaceSearch:
         if self.changed_layers:
             of_changed = [changed.residual(terms[layer]) for layer, changed in self.changed_layers.items()]
             residual = torch.stack([residual, *of_changed]).mean()
-        penalty = self.multipliers.penalty() + penalty + implausible(images, self.assumptions.smoothness)
-        return residual, penalty + self.grey_weight * greyness(images) if self.assumptions.binary_prior else penalty
+        return residual
+
+    @torch.no_grad()
+    def _by_layer(self, terms: Sequence[Term]) -> dict[str, float]:
+        """The relative residual of each layer that is believed, by the name of its weight, or of its bias."""
+        names = {parameter.data_ptr(): name for name, parameter in self.target.explained.named_parameters()}
+        explained = self.target.explained_mlp
+        assert explained is not None
+        believed = [explained.weights[0], *in_subspace(self.subspace.first, explained).parameters[1:]]
+        own = [names[parameter.data_ptr()] for parameter in believed]
+        gradients = summed(self.products, terms if self.regime.every_layer else terms[:1])
+        weightings = [self.weighting, *[None] * (len(gradients) - 1)]
+        asked = compress(zip(own, self.explained.parameters, gradients, weightings, strict=False), self.changed)
+        found = {name: float(relative_residual([p], [g], [w])) for name, p, g, w in asked}
+        for layer, row in enumerate(self.noisy, start=1):
+            weight = self.products.weights[layer]
+            change = float(change_by_sum(weight, self.products.biases[layer], terms[layer])) / row.noise**2
+            # noise alone adds up to about this much, so less is nothing to explain
+            found[names[explained.weights[layer].data_ptr()]] = 1 + change / max(row.added, (2 * weight.numel()) ** 0.5)
+        for layer, changed in self.changed_layers.items():
+            found[names[explained.weights[layer].data_ptr()]] = float(changed.residual(terms[layer]))
+        return found
 
     def _reweight(self, terms: Sequence[Term], progress: float) -> None:
         """Computes the weightings, and the weights relative to the first layer's; progress: from 0 to 1."""
@@ -158,6 +204,32 @@ class InputSubspaceSearch:
 
     def iterate(self) -> Iterate:
         return snapshot(self.target, self._images(self.variables.dtype)[0], self.multipliers)
+
+    @torch.no_grad()
+    def fix(self, images: Float[Tensor, "n c h w"], *, chunk: int) -> FixedImages:
+        """The residual of un-centred images as a function of their cotangents; `chunk` are encoded at a time."""
+        seen = [self._see(some) for some in torch.split(images.to(self.target.centre), chunk)]
+        coordinates = torch.cat([each for each, _, _ in seen])
+        known = [each for _, _, each in seen if each is not None]
+
+        @torch.no_grad()
+        def reweight(cotangents: Tensor) -> None:
+            self._reweight(self._terms(coordinates, lambda _: cotangents), 1.0)
+
+        return FixedImages(
+            residual=lambda cotangents: self._residual(self._terms(coordinates, lambda _: cotangents)),
+            by_layer=lambda cotangents: self._by_layer(self._terms(coordinates, lambda _: cotangents)),
+            reweight=reweight,
+            inside=torch.cat([each for _, each, _ in seen]),
+            projections=torch.cat(known) if known else None,
+        )
+
+    def _see(self, images: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Coordinates of un-centred images, the share of each that is inside, and its projection."""
+        pixels = (images - self.target.subtracted).flatten(1)
+        coordinates = self.subspace.coordinates(pixels)
+        projections = (coordinates @ self.subspace.basis.T)[:, : pixels.shape[1]].reshape(images.shape)
+        return coordinates, self.subspace.share(pixels), projections + self.target.subtracted
 
 
 class ChangedLayer:

@@ -11,8 +11,8 @@ from exhume.attack.analysis import assume_images
 from exhume.attack.optimisation import Multipliers, balanced_labels, first_guess, snapshot
 from exhume.attack.priors import implausible
 from exhume.attack.residuals import relative_residual
-from exhume.attack.search import Iterate
-from exhume.attack.stationarity import Sharpness, network_gradients
+from exhume.attack.search import FixedImages, Guess, Iterate
+from exhume.attack.stationarity import Sharpness, gradients_in_chunks, network_gradients
 from exhume.attack.target import Target
 from exhume.candidates import Assumptions, KnownInit
 
@@ -39,6 +39,7 @@ class PixelSpaceSearch:
         per_class: int | None,
         init_scale: float,
         smoothness: float = 0.0,
+        guess: Guess | None = None,
     ) -> None:
         self.target, self.sharpness = target, sharpness
         named = [(name, p) for name, p in target.explained.named_parameters() if p.requires_grad]
@@ -60,9 +61,13 @@ class PixelSpaceSearch:
             if target.delta
             else None,
         )
-        self.labels = balanced_labels(target, per_class, count)
-        around = torch.zeros_like(target.centre).flatten()
-        self.pixels = first_guess((len(self.labels), len(around)), init_scale, around, generator)
+        if guess is not None:
+            self.labels = guess.labels.to(target.centre.device)
+            self.pixels = (guess.images.to(target.centre) - target.centre).flatten(1).requires_grad_()
+        else:
+            self.labels = balanced_labels(target, per_class, count)
+            around = torch.zeros_like(target.centre).flatten()
+            self.pixels = first_guess((len(self.labels), len(around)), init_scale, around, generator)
 
     @property
     def images(self) -> Float[Tensor, "m c h w"]:
@@ -83,6 +88,22 @@ class PixelSpaceSearch:
     def penalty(self) -> Tensor:
         """What is plausible of any image: pixels within [0, 1], and smooth where asked for."""
         return self.multipliers.penalty() + implausible(self.images, self.assumptions.smoothness)
+
+    def fix(self, images: Float[Tensor, "n c h w"], *, chunk: int) -> FixedImages:
+        """The residual of un-centred images as a function of their cotangents; `chunk` are differentiated at a time."""
+        images = images.to(self.target.centre)
+
+        def residual(cotangents: Tensor) -> Tensor:
+            gradients = gradients_in_chunks(self.target.network, images, cotangents, self.sharpness, chunk)
+            return self.residual(list(compress(gradients, self.changed)))
+
+        @torch.no_grad()
+        def by_layer(cotangents: Tensor) -> dict[str, float]:
+            gradients = gradients_in_chunks(self.target.network, images, cotangents, self.sharpness, chunk)
+            asked = zip(self.assumptions.layers, self.parameters, compress(gradients, self.changed), strict=True)
+            return {name: float(relative_residual([parameter], [gradient])) for name, parameter, gradient in asked}
+
+        return FixedImages(residual=residual, by_layer=by_layer, reweight=lambda _: None, inside=None, projections=None)
 
     def iterate(self) -> Iterate:
         return snapshot(self.target, self.images, self.multipliers)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
-from exhume.attack.optimisation import MOMENTUM, Multipliers, images_given
+from exhume.attack.optimisation import MOMENTUM, Multipliers, begun_at, images_given
 from exhume.attack.residuals import absolute_residual
-from exhume.attack.search import Begin, Method, check_counts, check_finite, check_positive
+from exhume.attack.search import Begin, Guess, Method, check_counts, check_finite, check_positive
 from exhume.attack.stationarity import check_objective, choose_objective, fixed
 from exhume.attack.target import Target
 from exhume.networks import Task
@@ -78,7 +78,9 @@ class ReferenceSearch(PixelSpaceSearch):
     L = sum_p norm(theta_p - G_p / m)^2 + sum relu(x - 1)^2 + relu(-1 - x)^2 + 5 sum relu(lambda_min - lambda)^2.
     """
 
-    def __init__(self, target: Target, settings: Reference, generator: torch.Generator) -> None:
+    def __init__(
+        self, target: Target, settings: Reference, generator: torch.Generator, *, guess: Guess | None = None
+    ) -> None:
         objective = choose_objective(settings.objective, target.task, "runner-up")
         super().__init__(
             target,
@@ -87,10 +89,14 @@ class ReferenceSearch(PixelSpaceSearch):
             images=images_given(settings.images, settings.per_class, target),
             per_class=settings.per_class,
             init_scale=settings.init_scale,
+            guess=guess,
         )
-        draw = torch.randn if objective.signed else torch.rand
-        values = draw(len(self.labels), generator=generator, dtype=target.centre.dtype).to(target.centre.device)
-        self.multipliers = Multipliers(objective, self.labels, values, target.outputs, settings.min_multiplier)
+        if guess is not None:
+            self.multipliers = begun_at(guess, objective, target, settings.min_multiplier)
+        else:
+            draw = torch.randn if objective.signed else torch.rand
+            values = draw(len(self.labels), generator=generator, dtype=target.centre.dtype).to(target.centre.device)
+            self.multipliers = Multipliers(objective, self.labels, values, target.outputs, settings.min_multiplier)
         groups = [
             {"params": [self.pixels], "lr": settings.lr_images},
             {"params": self.multipliers.variables, "lr": settings.lr_multipliers},
