@@ -3,8 +3,9 @@
 import io
 import json
 import re
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from dataclasses import dataclass, fields, replace
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from exhume.report import draw
 from exhume.runs.schema import CandidatesRecord, FoundStart, ProblemRecord, ScoresRecord, TrainingRecord, read_record
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
+INLINE = {"button", "sup", "b", "strong"}
 RAN = Provenance(
     exhume="7.8.9",
     torch="2.99.1",
@@ -186,12 +188,18 @@ class Reader(HTMLParser):
         assert len(dict(attrs)) == len(attrs), f"{tag} repeats an attribute"
         if tag not in VOID:
             self.open.append(tag)
+        self._part(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self._part(tag)
+
+    def _part(self, tag: str) -> None:
+        if tag not in INLINE:
+            self.words.append(" ")
 
     def handle_data(self, data: str) -> None:
         if not {"style", "script"} & set(self.open):
@@ -199,10 +207,13 @@ class Reader(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        return " ".join("".join(self.words).split())
 
     def pictures(self) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.tags if tag == "img"]
+        """All but the mean image, their spaces ordinary ones."""
+        shown = [attributes for tag, attributes in self.tags if tag == "img"]
+        of_training = [a | {"alt": " ".join(str(a["alt"]).split())} for a in shown]
+        return [a for a in of_training if a["alt"] != "The mean training image"]
 
 
 @pytest.fixture
@@ -239,7 +250,7 @@ def test_the_page_asks_no_other_host_for_anything(made: Made) -> None:
     page, text = page_of(made.folder), (made.folder / "report.html").read_text(encoding="utf-8")
     assert "http:" not in text and "https:" not in text and "@import" not in text
     for tag, attributes in page.tags:
-        assert tag not in ("script", "iframe", "object", "embed", "form")
+        assert tag not in ("iframe", "object", "embed", "form")
         for name in ("src", "href", "xlink:href", "srcset", "action", "poster"):
             assert attributes.get(name) is None or str(attributes[name]).startswith(("data:", "#"))
     assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", text))
@@ -249,18 +260,31 @@ def test_the_page_asks_no_other_host_for_anything(made: Made) -> None:
     assert policy is not None and policy.startswith("default-src 'none'; img-src data:;")
 
 
+def test_the_policy_allows_the_page_s_own_script_and_no_other(made: Made) -> None:
+    page, text = page_of(made.folder), (made.folder / "report.html").read_text(encoding="utf-8")
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}], "one, inline"
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert script is not None
+    digest = b64encode(sha256(script[1].encode()).digest()).decode()
+    policy = next(str(a["content"]) for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+
 def test_the_numbers_are_those_of_the_scores(made: Made) -> None:
     page, scores = page_of(made.folder), read_record(made.folder / "scores.json", ScoresRecord)
     assert 0 < scores.recovered["0.9"] < 12
     assert sentence(scores).replace(">=", "≥") in page.text
+    assert "NCC training of 12 held out of 12 look-alikes of 12 mean alone of 12" in page.text
     for threshold, count in scores.recovered.items():
-        assert (
-            f"≥ {threshold} {count} of 12 {scores.null[threshold]} of 12 {scores.null_perfect[threshold]} of 12"
-            in page.text
-        )
+        null, perfect, mean = (each[threshold] for each in (scores.null, scores.null_perfect, scores.mean_alone))
+        assert f"≥ {threshold} {count} {null} {perfect} {mean} " in page.text
     assert f"median {scores.median_ncc:.3f} {scores.null_median_ncc:.3f}" in page.text
+    assert f"recovered, at NCC ≥ 0.9 {scores.recovered['0.9']} of 12 Held-out images: the control 0 of 12" in page.text
     ssim = scores.ssim
-    assert f"SSIM > 0.4 {ssim.good} of 12 {ssim.null_good} of 12 {ssim.null_perfect} of 12" in page.text
+    assert f"{ssim.good} of 12 training images have such a candidate, and {ssim.null_good} of 12" in page.text
+    assert f"themselves were the candidates, {ssim.null_perfect} held-out images would" in page.text
     shown = [picture["alt"] for picture in page.pictures() if str(picture["alt"]).startswith("Its reconstruction")]
     best_first = [f"Its reconstruction, NCC {v:.3f}" for v in sorted((i.ncc for i in scores.per_image), reverse=True)]
     assert shown[:10] == best_first[:10], "the best pairs"
@@ -273,13 +297,15 @@ def test_the_page_says_what_was_attacked_and_how(made: Made) -> None:
         "Dense layers 64\N{EN DASH}5\N{EN DASH}3, relu; 340 weights",
         "To tell 3 classes apart: zero, one, two",
         "12 images of 8\N{MULTIPLICATION SIGN}8 pixels; made up",
-        "Cross-entropy, weight decay 0.015625. All 1000 epochs are over.",
+        "Cross-entropy, weight decay 0.0156, gradient descent, all images at once. All 1000 epochs are over.",
         "87.5% on the training images, 62.5% on held-out ones",
         "the 3 classes, the mean training image.",
         "12 training images, a number read from the weights",
         "24 candidates, within the 11 directions",
-        "1.weight, weighted by the errors that training leaves",
-        "Flat with edges (total variation), weight 3e-05; Black or white, weight 5.0",
+        "By the candidates: the weights of layer 1 of 2, weighted by the errors that training leaves",
+        "Smoothness prior (flat with edges), weight 3\N{MULTIPLICATION SIGN}10\N{MINUS SIGN}5;",
+        "Black-or-white prior, weight 5",
+        "every 25 steps the errors are weighted anew",
         RAN.torch,
         RAN.device,
         "Training took 2 s, reconstruction 2 s.",
@@ -292,7 +318,7 @@ def test_originals_are_shown_as_they_are_and_candidates_stretched(tmp_path: Path
     made = make_run(tmp_path, shape=(channels, 8, 8))
     scores = read_record(made.folder / "scores.json", ScoresRecord)
     best = max(scores.per_image, key=lambda image: image.ncc)
-    original, found = (picture["src"] for picture in page_of(made.folder).pictures()[1:3])
+    original, found = (picture["src"] for picture in page_of(made.folder).pictures()[:2])
     stretched = min_max(made.found[best.candidate][None])[0]
     for source, image in ((original, made.images[best.index]), (found, stretched)):
         expected = (image * 255).round().permute(1, 2, 0).squeeze(-1)
@@ -303,7 +329,8 @@ def test_names_cannot_inject_markup(tmp_path: Path) -> None:
     bad = "<script>alert('1')</script>\"><img src=x onerror=alert(1)>"
     made = make_run(tmp_path, classes=(bad, "one", "two"), name=bad)
     page = page_of(made.folder)
-    assert not any(tag == "script" or "onerror" in attributes for tag, attributes in page.tags)
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}]
+    assert not any("onerror" in attributes for _, attributes in page.tags)
     assert bad in page.text
 
 
@@ -311,12 +338,13 @@ def test_without_scores_nothing_is_claimed(made: Made) -> None:
     for name in ("scores.json", "scores.safetensors", "training.json"):
         (made.folder / name).unlink()
     page = page_of(made.folder)
-    assert "Nothing here was checked against the truth" in page.text
-    assert "All 1000 steps are done. This is what an attacker" in page.text  # the message, which may say why
-    assert "recovered" not in page.text.lower() and "never" not in page.text
+    assert "24 candidates, none of them checked" in page.text
+    assert "is not known until they are scored against the truth" in page.text
+    assert "recovered" not in page.text.lower() and "came out" not in page.text
+    assert "Confidence is not available." in page.text
     assert "Not recorded: the network came from elsewhere" in page.text
-    shown = [picture["alt"] for picture in page.pictures()[1:]]
-    best_first = [f"Candidate {row}, explains {row / 1000:.2%}" for row in reversed(range(24))]
+    shown = [picture["alt"] for picture in page.pictures()]
+    best_first = [f"Candidate {row}, explains {row / 10:.2f} %" for row in reversed(range(24))]
     assert shown == best_first[:10] + best_first
 
 
@@ -328,9 +356,9 @@ def test_the_most_confident_come_first_and_the_unknown_last_by_what_they_explain
     tensors["confidence"][3:5] = torch.tensor([0.25, 0.75])
     write_tensors(made.folder / "candidates.safetensors", tensors)
     page = page_of(made.folder)
-    assert "All 1000 steps are done. This is" not in page.text
-    shown = [picture["alt"] for picture in page.pictures()[1:]]
-    assert shown[:3] == ["Candidate 4, confidence 75%", "Candidate 3, confidence 25%", "Candidate 0, explains 0.00%"]
+    assert "Confidence is not available" not in page.text
+    shown = [picture["alt"] for picture in page.pictures()]
+    assert shown[:3] == ["Candidate 4, confidence 75 %", "Candidate 3, confidence 25 %", "Candidate 0, explains 0.00 %"]
     assert not any("nan" in text for text in shown)
 
 
@@ -342,7 +370,7 @@ def test_what_two_searches_have_found_is_shown_once(made: Made) -> None:
     tensors["confidence"][:] = torch.linspace(0.5, 0.4, 24)
     write_tensors(made.folder / "candidates.safetensors", tensors)
     page = page_of(made.folder)
-    shown = [picture["alt"].split(",")[0] for picture in page.pictures()[1:]]
+    shown = [picture["alt"].split(",")[0] for picture in page.pictures()]
     rows = [row for row in range(24) if row != 20]  # the less confident of the two
     assert shown == [f"Candidate {row}" for row in rows[:10] + rows]
     assert "All 23 that are not alike, of 24" in page.text
@@ -361,7 +389,7 @@ def test_points_are_drawn_in_the_plane(tmp_path: Path) -> None:
     assert not page.pictures()
     assert "12 points of 2 coordinates" in page.text and "Candidates outside the frame: 1." in page.text
     (made.folder / "scores.json").unlink()
-    assert "Nothing here was checked" in page_of(made.folder).text
+    assert "12 candidates, none of them checked" in page_of(made.folder).text
 
 
 def test_more_images_than_candidates_and_candidates_that_diverged(tmp_path: Path) -> None:
@@ -419,7 +447,7 @@ def said_of(folder: Path, *, initial: str | None = None, start: FoundStart | Non
     make_run(folder)
     record = read_record(folder / "candidates.json", CandidatesRecord)
     write(folder / "candidates.json", replace(record, initial=initial, start=start))
-    return " ".join("".join(Reader(draw(folder).read_text()).words).split())
+    return page_of(folder).text
 
 
 @pytest.mark.parametrize(
@@ -433,7 +461,7 @@ def said_of(folder: Path, *, initial: str | None = None, start: FoundStart | Non
         (replace(SEEDED, seed=None, place=None, candidate="v1.pt"), "it shares its start with the network v1.pt."),
         (
             replace(SEEDED, unknown=["5.weight", "5.bias"]),
-            "after 60,000 draws. The chance of a false alarm is below 1e-21. Not found: 5.weight, 5.bias.",
+            "after 60,000 draws. The chance of a false alarm is below 10\N{MINUS SIGN}21. Not found: 5.weight, 5.bias.",
         ),
     ],
     ids=["seed", "state", "public", "unknown"],
@@ -442,8 +470,8 @@ def test_a_start_that_was_found_is_on_the_page(tmp_path: Path, start: FoundStart
     said = said_of(tmp_path, initial="0" * 16, start=start)
     assert "The weights, the task" in said and "those that its training began with" not in said
     assert "Found in them What its training began with: " in said and words in said
-    assert "The chance of a false alarm is below 1e-21" in said
-    assert "What training added to 1.weight" in said
+    assert "The chance of a false alarm is below 10\N{MINUS SIGN}21" in said
+    assert "What training added to the weights of layer 1" in said
 
 
 def test_what_the_search_for_the_start_was_given_is_on_the_page(tmp_path: Path) -> None:
