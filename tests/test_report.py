@@ -1,10 +1,9 @@
 """The page: what it shows is what the files say, and it needs nothing from elsewhere."""
 
 import io
-import json
 import re
 from base64 import b64decode, b64encode
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,160 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from exhume.attack.methods import Exhume
-from exhume.audit.matching import match
-from exhume.audit.scores import Counts, Seconds, score, sentence
-from exhume.candidates import Assumptions, Candidates, HistoryPoint
-from exhume.checkpoint import Checkpoint, save_checkpoint
-from exhume.defence.training import TrainingConfig, TrainingPoint
+from exhume.audit.scores import sentence
 from exhume.errors import InputError
 from exhume.metrics import min_max
-from exhume.networks import NetworkConfig, Shape, Task, build
-from exhume.problems import Selection
-from exhume.records import Provenance, read_tensors, write, write_tensors
+from exhume.records import read_tensors, write, write_tensors
 from exhume.report import draw
-from exhume.runs.schema import CandidatesRecord, FoundStart, ProblemRecord, ScoresRecord, TrainingRecord, read_record
+from exhume.runs.schema import CandidatesRecord, FoundStart, ScoresRecord, read_record
+from made_run import RAN, Made, made_candidates, make_run, pictures_of, write_candidates
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 INLINE = {"button", "sup", "b", "strong"}
-RAN = Provenance(
-    exhume="7.8.9",
-    torch="2.99.1",
-    python="3.11.0",
-    device="a computer",
-    threads=2,
-    seed=0,
-    date="2026-01-02T03:04:05+00:00",
-    seconds=1.5,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A run folder and what was written into it."""
-
-    folder: Path
-    images: Tensor
-    found: Tensor
-
-
-def make_run(
-    folder: Path,
-    *,
-    shape: Shape = (1, 8, 8),
-    task: Task = "multiclass",
-    classes: tuple[str, ...] = ("zero", "one", "two"),
-    name: str = "blobs",
-    found: Tensor | None = None,
-) -> Made:
-    """Twelve random training images, recovered with growing noise, twelve useless candidates beside them."""
-    generator = torch.Generator().manual_seed(1)
-    images, held_out, useless = torch.rand(3, 12, *shape, generator=generator)
-    noise = torch.linspace(0.001, 0.3, 12)[:, None, None, None]
-    blurred = 0.7 * images + noise * torch.randn(images.shape, generator=generator)
-    found = torch.cat([useless, blurred]) if found is None else found
-    labels = torch.arange(12) % 3 if task == "multiclass" else torch.arange(12) % 2
-    if task == "regression":
-        labels = labels.float() * 2 - 1
-    network, centre = NetworkConfig(widths=(5,)), images.mean(0)
-    module = build(network, centre, 3 if task == "multiclass" else 1, generator)
-    weights = {key: tensor.detach() for key, tensor in module.layers.named_parameters()}
-    save_checkpoint(
-        Checkpoint(network=network, task=task, classes=classes, centre=centre, weights=weights),
-        folder,
-    )
-    write(folder / "training.json", _training_record(network, name))
-    candidates = _candidates(found)
-    _write_candidates(folder, candidates)
-    scores = score(candidates, images, labels, held_out, problem=name, seconds=Seconds(train=1.5, reconstruct=2.5))
-    record = ScoresRecord(
-        **{item.name: getattr(scores, item.name) for item in fields(Counts)},
-        truth=_truth(name),
-        checkpoint=_fingerprint(folder),
-        provenance=RAN,
-    )
-    write(folder / "scores.json", record)
-    write_tensors(folder / "scores.safetensors", _pictures(candidates, images, held_out))
-    return Made(folder=folder, images=images, found=found)
-
-
-def _truth(name: str) -> ProblemRecord:
-    return ProblemRecord(name=name, selection=Selection(), source="made up", images=12, fingerprint="f")
-
-
-def _fingerprint(folder: Path) -> str:
-    return str(json.loads((folder / "checkpoint.json").read_text())["fingerprint"])
-
-
-def _training_record(network: NetworkConfig, name: str) -> TrainingRecord:
-    return TrainingRecord(
-        problem=_truth(name),
-        network=network,
-        training=TrainingConfig(loss="ce", weight_decay=0.015625),
-        history=[
-            TrainingPoint(epoch=e, loss=0.5**e, gradient=0.0, accuracy=0.875, held_out_accuracy=0.625) for e in range(4)
-        ],
-        margins=[float(k) for k in range(12)],
-        status="epochs over",
-        message="All 1000 epochs are over.",
-        provenance=RAN,
-    )
-
-
-def _candidates(found: Tensor) -> Candidates:
-    count = len(found)
-    return Candidates(
-        images=found,
-        labels=torch.arange(count) % 2,
-        multipliers=torch.ones(count),
-        explained=torch.arange(count) / 1000,
-        confidence=torch.full((count,), torch.nan),
-        history=[HistoryPoint(step=s, residual=1 / (1 + s), penalty=0.0) for s in range(5)],
-        assumptions=Assumptions(
-            regime="decayed",
-            images=12,
-            images_from="weights",
-            rank=11,
-            discarded=0.01,
-            layers=["1.weight"],
-            smoothness=3e-5,
-            binary_prior=5.0,
-        ),
-        status="done",
-        message="All 1000 steps are done.",
-    )
-
-
-def _write_candidates(folder: Path, candidates: Candidates) -> None:
-    record = CandidatesRecord(
-        checkpoint=_fingerprint(folder),
-        method=Exhume(),
-        assumptions=candidates.assumptions,
-        history=candidates.history,
-        status=candidates.status,
-        message=candidates.message,
-        provenance=RAN,
-    )
-    write(folder / "candidates.json", record)
-    names = ("images", "labels", "multipliers", "explained", "confidence")
-    write_tensors(folder / "candidates.safetensors", {name: getattr(candidates, name) for name in names})
-
-
-def _pictures(candidates: Candidates, images: Tensor, held_out: Tensor) -> dict[str, Tensor]:
-    def assigned(truth: Tensor) -> tuple[Tensor, Tensor]:
-        matches = match(candidates, truth)
-        rows = matches.assigned
-        paired = (rows >= 0)[:, None, None, None]
-        return candidates.images[rows.clamp_min(0)].where(paired, 0), matches.assigned_similarity
-
-    null_candidates, null_similarity = assigned(held_out)
-    return {
-        "images": images,
-        "candidates": assigned(images)[0],
-        "null_images": held_out,
-        "null_candidates": null_candidates,
-        "null_similarity": null_similarity,
-    }
 
 
 class Reader(HTMLParser):
@@ -401,8 +256,8 @@ def test_more_images_than_candidates_and_candidates_that_diverged(tmp_path: Path
 
 
 def test_a_failed_search_is_called_one(made: Made) -> None:
-    candidates = replace(_candidates(made.found), status="diverged", message="The residual was no longer finite.")
-    _write_candidates(made.folder, replace(candidates, history=[]))
+    candidates = replace(made_candidates(made.found), status="diverged", message="The residual was no longer finite.")
+    write_candidates(made.folder, replace(candidates, history=[]))
     assert "did not end well: The residual was no longer finite." in page_of(made.folder).text
 
 
@@ -430,7 +285,7 @@ def test_files_that_do_not_fit_are_refused(made: Made) -> None:
     scores = read_record(made.folder / "scores.json", ScoresRecord)
     write(made.folder / "scores.json", replace(scores, per_image=scores.per_image[:3]))
     write_tensors(
-        made.folder / "scores.safetensors", _pictures(_candidates(made.found), made.images, made.images.clone())
+        made.folder / "scores.safetensors", pictures_of(made_candidates(made.found), made.images, made.images.clone())
     )
     with pytest.raises(InputError, match="do not belong together"):
         draw(made.folder)

@@ -21,7 +21,7 @@ from exhume.report.audit_view import AuditView, LeakedImage
 from exhume.report.entries import Entry
 from exhume.report.glossary import explained, glossary
 from exhume.report.settings import layers, settings
-from exhume.report.words import caveats, headline, number, percent, raised, typeset
+from exhume.report.words import caveats, fine_percent, headline, number, percent, raised, typeset
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord, TrainingRecord, read_record
 from exhume.runs.store import read_candidate_tensors
 
@@ -138,7 +138,13 @@ def _render(context: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"explained": explained, "number": number, "percent": percent, "typeset": typeset}
+    environment.filters |= {
+        "explained": explained,
+        "number": number,
+        "percent": percent,
+        "fine_percent": fine_percent,
+        "typeset": typeset,
+    }
     return environment.get_template("page.html").render(context | _inline())
 
 
@@ -179,7 +185,7 @@ def _context(run: Contents, audit: AuditView) -> dict[str, Any]:
         "loss": training.training.loss if training else None,
         "pairs": [] if points else _pairs(run),
         "control": [] if points or not run.scores else entries.control(run.truth),
-        "leaked": [_leaked(run, image) for image in audit.leaked],
+        "leaked": [_leaked(run, image) for image in sorted(audit.leaked, key=lambda image: -image.ncc)],
         "class_name": lambda label: entries.class_name(published.task, published.classes, label),
         "large": entries.LARGE,
         "alike": entries.ALIKE,
@@ -219,6 +225,7 @@ def _leaked(run: Contents, image: LeakedImage) -> Entry:
     return Entry(
         title=entries.class_name(run.published.task, run.published.classes, image.label),
         name=image.name,
+        measure="NCC",
         value=f"{image.ncc:.3f}",
         place=image.row,
         ncc=image.ncc,

@@ -10,7 +10,7 @@ from exhume.audit.matching import merge
 from exhume.audit.scores import Counts
 from exhume.networks import Task
 from exhume.report import figures
-from exhume.report.words import percent
+from exhume.report.words import fine_percent, percent
 
 LARGE = 10
 """Pairs shown large, of the training images and of the held-out ones."""
@@ -24,13 +24,13 @@ RECOVERED = 0.9
 class Entry:
     """An image beside its reconstruction, as pictures (data: URIs), and what the page sorts and filters by.
 
-    title: its class; name: what it is, or its file; value: what stands under it; original, found: None if there is no
-    such image to show; place: its row, or the order of the files; ncc, confidence, share (of the weights): None if
-    unknown.
+    title: its class; name: what it is, or its file; measure, value: what stands under it; original, found: None if
+    there is no such image to show; place: its row, or the order of the files; ncc, confidence, share: None if unknown.
     """
 
     title: str
     name: str
+    measure: str
     value: str
     original: str | None
     found: str | None
@@ -57,6 +57,7 @@ def pairs(
         Entry(
             title=class_name(task, classes, image.label),
             name=f"training image {image.index}",
+            measure="NCC",
             value=f"{image.ncc:.3f}" if image.candidate >= 0 else "none",
             original=figures.picture(truth["images"][image.index]),
             found=found[image.index] if image.candidate >= 0 else None,
@@ -76,7 +77,10 @@ def control(truth: Mapping[str, Tensor]) -> list[Entry]:
         similarity, original = truth["null_similarity"][row].item(), figures.picture(truth["null_images"][row])
         value, shown = (f"{similarity:.3f}", picture) if similarity > -1 else ("none", None)
         name = f"held-out image {row}"
-        entries.append(Entry(title="held out", name=name, value=value, original=original, found=shown, place=row))
+        entry = Entry(
+            title="held out", name=name, measure="NCC", value=value, original=original, found=shown, place=row
+        )
+        entries.append(entry)
     return entries
 
 
@@ -92,9 +96,8 @@ def unchecked(candidates: Mapping[str, Tensor], task: Task, classes: Sequence[st
         Entry(
             title=class_name(task, classes, labels[row].item()),
             name=f"candidate {row}",
-            value=f"explains {explained[row]:.2%}".replace("%", " %")
-            if confidence[row].isnan()
-            else f"confidence {percent(confidence[row].item())}",
+            measure="explains" if confidence[row].isnan() else "confidence",
+            value=fine_percent(explained[row].item()) if confidence[row].isnan() else percent(confidence[row].item()),
             original=None,
             found=picture,
             place=row,

@@ -29,18 +29,17 @@ TITLES = {
 
 
 def headline(judgement: Judgement | None, scores: Counts | None, total: int, thing: str) -> str:
-    """The title: what the verdict says, else the scores, else that nothing was checked."""
-    came_out = (
-        f"{scores.recovered['0.9']} of {scores.images} training {thing}s came out of the weights" if scores else ""
-    )
-    if judgement:
-        leaks = judgement.verdict == "leaks" and scores and scores.recovered["0.9"]
-        return came_out if leaks else TITLES[judgement.verdict]
+    """The title: what the scores say, under the verdict if there is one, or that nothing was checked."""
     if scores is None:
-        return f"{total} candidates, none of them checked"
-    if scores.p_value < SIGNIFICANT:
-        return came_out
-    return "No more came out than chance may give"
+        return TITLES[judgement.verdict] if judgement else f"{total} candidates, none of them checked"
+    recovered = f"{scores.recovered['0.9']} of {scores.images} training {thing}s"
+    if not scores.held_out:
+        return f"{recovered} look recovered, without a control"
+    came_out = scores.p_value < SIGNIFICANT
+    if judgement:
+        sure = judgement.verdict == "leaks" and came_out
+        return f"{recovered} came out of the weights" if sure else TITLES[judgement.verdict]
+    return f"{recovered} came out of the weights" if came_out else "No more came out than chance may give"
 
 
 def caveats(found: CandidatesRecord, training: TrainingConfig | None, confident: bool) -> list[str]:
@@ -117,6 +116,11 @@ def number(value: float) -> str:
     if value and not SMALL <= abs(value) < LARGE:
         return typeset(f"{value:.2e}")
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def fine_percent(share: float) -> str:
+    """A small share, to a hundredth of a per cent."""
+    return f"{share:.2%}".replace("%", f"{_SPACE}%")
 
 
 def percent(chance: float) -> str:
