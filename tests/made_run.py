@@ -19,12 +19,12 @@ from exhume.problems import Selection
 from exhume.records import Provenance, write, write_tensors
 from exhume.report.audit_view import (
     AuditView,
-    Defence,
     Fate,
     ImageFate,
     Judgement,
     LayerResidual,
     LeakedImage,
+    MeasuredDefence,
     Membership,
     MembershipSignal,
     OwnersView,
@@ -197,7 +197,7 @@ def make_audit(folder: Path, *, word: str = "photo", verdict: Verdict = "leaks")
                 LayerResidual(layer=f"{word}.bias", training=0.5),
             ],
             images=[
-                ImageFate(name=f"{word}-{k}.png", label=k % 3, fate=fates[k % 4], inside=1 - k / 50, stays=k / 50)
+                ImageFate(name=f"{word}-{k}.png", label=k % 3, fate=fates[k % 4], reachable=1 - k / 50, stays=k / 50)
                 for k in range(12)
             ],
             held_out=12,
@@ -209,6 +209,10 @@ def make_audit(folder: Path, *, word: str = "photo", verdict: Verdict = "leaks")
             signals=[MembershipSignal(name=f"loss of {word}", auc=0.9123, auc_low=0.8, auc_high=0.95, tpr=0.25)],
         ),
         defences=[
-            Defence(variant=f"{word} decay", recovered=2, images=12, null=1, held_out=11, accuracy=0.625),
+            MeasuredDefence(
+                name=f"{word} decay", what=f"{word} 1e-2", recovered=2, images=12, null=1, held_out=11, accuracy=0.625
+            ),
+            MeasuredDefence(name="dp", what="noise", images=12, held_out=12, accuracy=0.5, epsilon=3.21987),
+            MeasuredDefence(name="shifts", what="moved", message=f"Not for {word}."),
         ],
     )

@@ -19,8 +19,8 @@ from exhume.records import read_tensors, replace_file
 from exhume.report import entries, figures
 from exhume.report.audit_view import AuditView, LeakedImage
 from exhume.report.entries import Entry
-from exhume.report.glossary import explained, glossary
-from exhume.report.settings import layers, settings
+from exhume.report.glossary import explained, meanings
+from exhume.report.settings import in_words, layers
 from exhume.report.words import caveats, fine_percent, headline, number, percent, raised, typeset
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord, TrainingRecord, read_record
 from exhume.runs.store import read_candidate_tensors
@@ -174,7 +174,7 @@ def _context(run: Contents, audit: AuditView) -> dict[str, Any]:
         "title": headline(audit.judgement, run.scores, len(images), thing),
         "sentence": sentence(run.scores) if run.scores else None,
         "caveats": caveats(run.found, training.training if training else None, confident),
-        "glossary": glossary(),
+        "glossary": meanings(),
         "measure": "agreement" if points else "NCC",
         "chance": chance(run.found.start.log10_p).replace("<", "below") if run.found.start else None,
         "network": _network(published, images[0].numel()),
@@ -263,4 +263,4 @@ def _settings(run: Contents) -> dict[str, list[tuple[str, str]]]:
         tables["The training ran on"] = run.training.provenance
     tables |= {"Method": run.found.method, "What it assumed": run.found.assumptions}
     tables["The reconstruction ran on"] = run.found.provenance
-    return settings(tables)
+    return in_words(tables)

@@ -1,7 +1,7 @@
 """What an audit adds to the page: the verdict, what to do, and what only the owner of the images can see."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Verdict = Literal["leaks", "nothing found", "does not apply"]
@@ -53,14 +53,14 @@ class LayerResidual:
 class ImageFate:
     """What became of one training image.
 
-    inside: NCC of the image and its projection onto the subspace that is searched, which no search exceeds; stays: NCC
-    of the image and where a search that began at it ended. None: not computed.
+    reachable: NCC of the image and its projection onto the subspace that is searched, which no search exceeds; stays:
+    NCC of the image and where a search that began at it ended. None: not computed.
     """
 
     name: str
     label: float
     fate: Fate
-    inside: float | None = None
+    reachable: float | None = None
     stays: float | None = None
 
 
@@ -102,15 +102,22 @@ class Membership:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defence:
-    """A variant of the training, retrained and attacked in the same way; accuracy: on held-out images, in [0, 1]."""
+class MeasuredDefence:
+    """A variant of the training, retrained and attacked in the same way with the initial weights known.
 
-    variant: str
-    recovered: int
-    images: int
-    null: int
-    held_out: int
-    accuracy: float
+    what: the variant in words; recovered, of `images`, and null, of `held_out`, at NCC 0.9; accuracy: on held-out
+    images, in [0, 1]; epsilon: of differential privacy, None where there is none; message: why there are no figures.
+    """
+
+    name: str
+    what: str
+    recovered: int = 0
+    images: int = 0
+    null: int = 0
+    held_out: int = 0
+    accuracy: float = 0.0
+    epsilon: float | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +126,8 @@ class AuditView:
 
         exhume.draw(run, AuditView(next_steps=["Do not publish these weights."]))
 
-    next_steps: what the owner should do, a sentence each; leaked: the images that came out; defences: measured variants
-    of the training, of which the first is the audited one.
+    next_steps: what the owner should do, a sentence each; leaked: the images that came out; defences: what variants of
+    a training leak.
     """
 
     judgement: Judgement | None = None
@@ -128,4 +135,4 @@ class AuditView:
     leaked: Sequence[LeakedImage] = ()
     owner: OwnersView | None = None
     membership: Membership | None = None
-    defences: Sequence[Defence] = field(default=())
+    defences: Sequence[MeasuredDefence] = ()

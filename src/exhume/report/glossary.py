@@ -99,6 +99,6 @@ def explained(text: str) -> "Markup":
     return Markup("").join(parts())
 
 
-def glossary() -> list[dict[str, str]]:
+def meanings() -> list[dict[str, str]]:
     """Every term with its meaning, and the name by which `explained` points at it."""
     return [{"id": f"term_{i}", "term": term, "text": text} for i, (term, (_, text)) in enumerate(GLOSSARY.items())]

@@ -103,7 +103,7 @@ def _written(name: str, value: Any) -> str:
     return ", ".join(_written(name, part) for part in value) or "none"
 
 
-def settings(records: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+def in_words(records: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """The fields of each record in plain words, those of records within it among them."""
     return {title: list(_fields(asdict(record))) for title, record in records.items()}
 
