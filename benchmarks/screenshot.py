@@ -34,7 +34,7 @@ def launch(playwright: Playwright, program: str) -> Browser:
     return playwright.chromium.launch(executable_path=program, args=arguments)
 
 
-def main(run: Positional[Path], out: Positional[Path], /, width: int = 1200, height: int = 1000) -> None:
+def main(run: Positional[Path], out: Positional[Path], /, width: int = 1200, height: int = 1120) -> None:
     """Draws the first screen of run/report.html in the light dress."""
     program = find_browser()
     if program is None:

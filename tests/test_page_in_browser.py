@@ -1,6 +1,8 @@
 """The page in a browser: it is readable at every width, sorts, filters and enlarges, and runs no script of others."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from PIL import Image
 
 from exhume.audit.scores import ImageScore
 from exhume.records import read_tensors, write, write_tensors
@@ -16,9 +19,9 @@ from exhume.runs.schema import CandidatesRecord, ScoresRecord, TrainingRecord, r
 from made_run import made_candidates, make_audit, make_run, write_candidates
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-from benchmarks.screenshot import find_browser, launch  # noqa: E402
+from benchmarks import screenshot  # noqa: E402
 
-PROGRAM = find_browser()
+PROGRAM = screenshot.find_browser()
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(PROGRAM is None, reason="no Chromium on the path, and CHROME does not name one"),
@@ -50,7 +53,7 @@ Open = Callable[..., Opened]
 def browser() -> Iterator[Any]:
     assert PROGRAM is not None
     with playwright.sync_playwright() as driver:
-        running = launch(driver, PROGRAM)
+        running = screenshot.launch(driver, PROGRAM)
         yield running
         running.close()
 
@@ -466,3 +469,14 @@ def test_the_policy_lets_nothing_out(opened: Open, tmp_path: Path) -> None:
     shown.page.evaluate("new Image().src = 'https://example.org/x.png'")
     shown.page.wait_for_timeout(100)
     assert stopped == [("https://example.org/x.png", "csp")]
+
+
+# ---- The picture of the README
+
+
+def test_the_picture_of_a_page_is_drawn(pages: dict[str, Path], tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "benchmarks.screenshot", str(pages["scored"].parent), str(tmp_path / "page.png")]
+    subprocess.run(words, cwd=Path(__file__).parents[1], check=True)
+    with Image.open(tmp_path / "page.png") as drawn:
+        assert drawn.size == (1200, 1120) and len(set(drawn.convert("RGB").get_flattened_data())) > 20
+    assert (tmp_path / "page.png").stat().st_size < 300_000
