@@ -1,10 +1,10 @@
 """The page: what it shows is what the files say, and it needs nothing from elsewhere."""
 
 import io
-import json
 import re
-from base64 import b64decode
-from dataclasses import dataclass, fields, replace
+from base64 import b64decode, b64encode
+from dataclasses import replace
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,159 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from exhume.attack.methods import Exhume
-from exhume.audit.matching import match
-from exhume.audit.scores import Counts, Seconds, score, sentence
-from exhume.candidates import Assumptions, Candidates, HistoryPoint
-from exhume.checkpoint import Checkpoint, save_checkpoint
-from exhume.defence.training import TrainingConfig, TrainingPoint
+from exhume.audit.scores import sentence
 from exhume.errors import InputError
 from exhume.metrics import min_max
-from exhume.networks import NetworkConfig, Shape, Task, build
-from exhume.problems import Selection
-from exhume.records import Provenance, read_tensors, write, write_tensors
+from exhume.records import read_tensors, write, write_tensors
 from exhume.report import draw
-from exhume.runs.schema import CandidatesRecord, FoundStart, ProblemRecord, ScoresRecord, TrainingRecord, read_record
+from exhume.runs.schema import CandidatesRecord, FoundStart, ScoresRecord, read_record
+from made_run import RAN, Made, made_candidates, make_run, pictures_of, write_candidates
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
-RAN = Provenance(
-    exhume="7.8.9",
-    torch="2.99.1",
-    python="3.11.0",
-    device="a computer",
-    threads=2,
-    seed=0,
-    date="2026-01-02T03:04:05+00:00",
-    seconds=1.5,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A run folder and what was written into it."""
-
-    folder: Path
-    images: Tensor
-    found: Tensor
-
-
-def make_run(
-    folder: Path,
-    *,
-    shape: Shape = (1, 8, 8),
-    task: Task = "multiclass",
-    classes: tuple[str, ...] = ("zero", "one", "two"),
-    name: str = "blobs",
-    found: Tensor | None = None,
-) -> Made:
-    """Twelve random training images, recovered with growing noise, twelve useless candidates beside them."""
-    generator = torch.Generator().manual_seed(1)
-    images, held_out, useless = torch.rand(3, 12, *shape, generator=generator)
-    noise = torch.linspace(0.001, 0.3, 12)[:, None, None, None]
-    blurred = 0.7 * images + noise * torch.randn(images.shape, generator=generator)
-    found = torch.cat([useless, blurred]) if found is None else found
-    labels = torch.arange(12) % 3 if task == "multiclass" else torch.arange(12) % 2
-    if task == "regression":
-        labels = labels.float() * 2 - 1
-    network, centre = NetworkConfig(widths=(5,)), images.mean(0)
-    module = build(network, centre, 3 if task == "multiclass" else 1, generator)
-    weights = {key: tensor.detach() for key, tensor in module.layers.named_parameters()}
-    save_checkpoint(
-        Checkpoint(network=network, task=task, classes=classes, centre=centre, weights=weights),
-        folder,
-    )
-    write(folder / "training.json", _training_record(network, name))
-    candidates = _candidates(found)
-    _write_candidates(folder, candidates)
-    scores = score(candidates, images, labels, held_out, problem=name, seconds=Seconds(train=1.5, reconstruct=2.5))
-    record = ScoresRecord(
-        **{item.name: getattr(scores, item.name) for item in fields(Counts)},
-        truth=_truth(name),
-        checkpoint=_fingerprint(folder),
-        provenance=RAN,
-    )
-    write(folder / "scores.json", record)
-    write_tensors(folder / "scores.safetensors", _pictures(candidates, images, held_out))
-    return Made(folder=folder, images=images, found=found)
-
-
-def _truth(name: str) -> ProblemRecord:
-    return ProblemRecord(name=name, selection=Selection(), source="made up", images=12, fingerprint="f")
-
-
-def _fingerprint(folder: Path) -> str:
-    return str(json.loads((folder / "checkpoint.json").read_text())["fingerprint"])
-
-
-def _training_record(network: NetworkConfig, name: str) -> TrainingRecord:
-    return TrainingRecord(
-        problem=_truth(name),
-        network=network,
-        training=TrainingConfig(loss="ce", weight_decay=0.015625),
-        history=[
-            TrainingPoint(epoch=e, loss=0.5**e, gradient=0.0, accuracy=0.875, held_out_accuracy=0.625) for e in range(4)
-        ],
-        margins=[float(k) for k in range(12)],
-        status="epochs over",
-        message="All 1000 epochs are over.",
-        provenance=RAN,
-    )
-
-
-def _candidates(found: Tensor) -> Candidates:
-    count = len(found)
-    return Candidates(
-        images=found,
-        labels=torch.arange(count) % 2,
-        multipliers=torch.ones(count),
-        explained=torch.arange(count) / 1000,
-        confidence=torch.full((count,), torch.nan),
-        history=[HistoryPoint(step=s, residual=1 / (1 + s), penalty=0.0) for s in range(5)],
-        assumptions=Assumptions(
-            regime="decayed",
-            images=12,
-            images_from="weights",
-            rank=11,
-            discarded=0.01,
-            layers=["1.weight"],
-            smoothness=3e-5,
-            binary_prior=5.0,
-        ),
-        status="done",
-        message="All 1000 steps are done.",
-    )
-
-
-def _write_candidates(folder: Path, candidates: Candidates) -> None:
-    record = CandidatesRecord(
-        checkpoint=_fingerprint(folder),
-        method=Exhume(),
-        assumptions=candidates.assumptions,
-        history=candidates.history,
-        status=candidates.status,
-        message=candidates.message,
-        provenance=RAN,
-    )
-    write(folder / "candidates.json", record)
-    names = ("images", "labels", "multipliers", "explained", "confidence")
-    write_tensors(folder / "candidates.safetensors", {name: getattr(candidates, name) for name in names})
-
-
-def _pictures(candidates: Candidates, images: Tensor, held_out: Tensor) -> dict[str, Tensor]:
-    def assigned(truth: Tensor) -> tuple[Tensor, Tensor]:
-        matches = match(candidates, truth)
-        rows = matches.assigned
-        paired = (rows >= 0)[:, None, None, None]
-        return candidates.images[rows.clamp_min(0)].where(paired, 0), matches.assigned_similarity
-
-    null_candidates, null_similarity = assigned(held_out)
-    return {
-        "images": images,
-        "candidates": assigned(images)[0],
-        "null_images": held_out,
-        "null_candidates": null_candidates,
-        "null_similarity": null_similarity,
-    }
+INLINE = {"button", "sup", "b", "strong"}
 
 
 class Reader(HTMLParser):
@@ -186,12 +43,18 @@ class Reader(HTMLParser):
         assert len(dict(attrs)) == len(attrs), f"{tag} repeats an attribute"
         if tag not in VOID:
             self.open.append(tag)
+        self._part(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+        self._part(tag)
+
+    def _part(self, tag: str) -> None:
+        if tag not in INLINE:
+            self.words.append(" ")
 
     def handle_data(self, data: str) -> None:
         if not {"style", "script"} & set(self.open):
@@ -199,10 +62,13 @@ class Reader(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        return " ".join("".join(self.words).split())
 
     def pictures(self) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.tags if tag == "img"]
+        """All but the mean image, their spaces ordinary ones."""
+        shown = [attributes for tag, attributes in self.tags if tag == "img"]
+        of_training = [a | {"alt": " ".join(str(a["alt"]).split())} for a in shown]
+        return [a for a in of_training if a["alt"] != "The mean training image"]
 
 
 @pytest.fixture
@@ -239,7 +105,7 @@ def test_the_page_asks_no_other_host_for_anything(made: Made) -> None:
     page, text = page_of(made.folder), (made.folder / "report.html").read_text(encoding="utf-8")
     assert "http:" not in text and "https:" not in text and "@import" not in text
     for tag, attributes in page.tags:
-        assert tag not in ("script", "iframe", "object", "embed", "form")
+        assert tag not in ("iframe", "object", "embed", "form")
         for name in ("src", "href", "xlink:href", "srcset", "action", "poster"):
             assert attributes.get(name) is None or str(attributes[name]).startswith(("data:", "#"))
     assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", text))
@@ -249,18 +115,31 @@ def test_the_page_asks_no_other_host_for_anything(made: Made) -> None:
     assert policy is not None and policy.startswith("default-src 'none'; img-src data:;")
 
 
+def test_the_policy_allows_the_page_s_own_script_and_no_other(made: Made) -> None:
+    page, text = page_of(made.folder), (made.folder / "report.html").read_text(encoding="utf-8")
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}], "one, inline"
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert script is not None
+    digest = b64encode(sha256(script[1].encode()).digest()).decode()
+    policy = next(str(a["content"]) for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+
 def test_the_numbers_are_those_of_the_scores(made: Made) -> None:
     page, scores = page_of(made.folder), read_record(made.folder / "scores.json", ScoresRecord)
     assert 0 < scores.recovered["0.9"] < 12
     assert sentence(scores).replace(">=", "≥") in page.text
+    assert "NCC training of 12 held out of 12 look-alikes of 12 mean alone of 12" in page.text
     for threshold, count in scores.recovered.items():
-        assert (
-            f"≥ {threshold} {count} of 12 {scores.null[threshold]} of 12 {scores.null_perfect[threshold]} of 12"
-            in page.text
-        )
+        null, perfect, mean = (each[threshold] for each in (scores.null, scores.null_perfect, scores.mean_alone))
+        assert f"≥ {threshold} {count} {null} {perfect} {mean} " in page.text
     assert f"median {scores.median_ncc:.3f} {scores.null_median_ncc:.3f}" in page.text
+    assert f"recovered, at NCC ≥ 0.9 {scores.recovered['0.9']} of 12 Held-out images: the control 0 of 12" in page.text
     ssim = scores.ssim
-    assert f"SSIM > 0.4 {ssim.good} of 12 {ssim.null_good} of 12 {ssim.null_perfect} of 12" in page.text
+    assert f"{ssim.good} of 12 training images have such a candidate, and {ssim.null_good} of 12" in page.text
+    assert f"themselves were the candidates, {ssim.null_perfect} held-out images would" in page.text
     shown = [picture["alt"] for picture in page.pictures() if str(picture["alt"]).startswith("Its reconstruction")]
     best_first = [f"Its reconstruction, NCC {v:.3f}" for v in sorted((i.ncc for i in scores.per_image), reverse=True)]
     assert shown[:10] == best_first[:10], "the best pairs"
@@ -273,13 +152,15 @@ def test_the_page_says_what_was_attacked_and_how(made: Made) -> None:
         "Dense layers 64\N{EN DASH}5\N{EN DASH}3, relu; 340 weights",
         "To tell 3 classes apart: zero, one, two",
         "12 images of 8\N{MULTIPLICATION SIGN}8 pixels; made up",
-        "Cross-entropy, weight decay 0.015625. All 1000 epochs are over.",
+        "Cross-entropy, weight decay 0.0156, gradient descent, all images at once. All 1000 epochs are over.",
         "87.5% on the training images, 62.5% on held-out ones",
         "the 3 classes, the mean training image.",
         "12 training images, a number read from the weights",
         "24 candidates, within the 11 directions",
-        "1.weight, weighted by the errors that training leaves",
-        "Flat with edges (total variation), weight 3e-05; Black or white, weight 5.0",
+        "By the candidates: the weights of layer 1 of 2, weighted by the errors that training leaves",
+        "Smoothness prior (flat with edges), weight 3\N{MULTIPLICATION SIGN}10\N{MINUS SIGN}5;",
+        "Black-or-white prior, weight 5",
+        "every 25 steps the errors are weighted anew",
         RAN.torch,
         RAN.device,
         "Training took 2 s, reconstruction 2 s.",
@@ -292,7 +173,7 @@ def test_originals_are_shown_as_they_are_and_candidates_stretched(tmp_path: Path
     made = make_run(tmp_path, shape=(channels, 8, 8))
     scores = read_record(made.folder / "scores.json", ScoresRecord)
     best = max(scores.per_image, key=lambda image: image.ncc)
-    original, found = (picture["src"] for picture in page_of(made.folder).pictures()[1:3])
+    original, found = (picture["src"] for picture in page_of(made.folder).pictures()[:2])
     stretched = min_max(made.found[best.candidate][None])[0]
     for source, image in ((original, made.images[best.index]), (found, stretched)):
         expected = (image * 255).round().permute(1, 2, 0).squeeze(-1)
@@ -303,7 +184,8 @@ def test_names_cannot_inject_markup(tmp_path: Path) -> None:
     bad = "<script>alert('1')</script>\"><img src=x onerror=alert(1)>"
     made = make_run(tmp_path, classes=(bad, "one", "two"), name=bad)
     page = page_of(made.folder)
-    assert not any(tag == "script" or "onerror" in attributes for tag, attributes in page.tags)
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}]
+    assert not any("onerror" in attributes for _, attributes in page.tags)
     assert bad in page.text
 
 
@@ -311,12 +193,13 @@ def test_without_scores_nothing_is_claimed(made: Made) -> None:
     for name in ("scores.json", "scores.safetensors", "training.json"):
         (made.folder / name).unlink()
     page = page_of(made.folder)
-    assert "Nothing here was checked against the truth" in page.text
-    assert "All 1000 steps are done. This is what an attacker" in page.text  # the message, which may say why
-    assert "recovered" not in page.text.lower() and "never" not in page.text
+    assert "24 candidates, none of them checked" in page.text
+    assert "is not known until they are scored against the truth" in page.text
+    assert "recovered" not in page.text.lower() and "came out" not in page.text
+    assert "Confidence is not available." in page.text
     assert "Not recorded: the network came from elsewhere" in page.text
-    shown = [picture["alt"] for picture in page.pictures()[1:]]
-    best_first = [f"Candidate {row}, explains {row / 1000:.2%}" for row in reversed(range(24))]
+    shown = [picture["alt"] for picture in page.pictures()]
+    best_first = [f"Candidate {row}, explains {row / 10:.2f} %" for row in reversed(range(24))]
     assert shown == best_first[:10] + best_first
 
 
@@ -328,9 +211,9 @@ def test_the_most_confident_come_first_and_the_unknown_last_by_what_they_explain
     tensors["confidence"][3:5] = torch.tensor([0.25, 0.75])
     write_tensors(made.folder / "candidates.safetensors", tensors)
     page = page_of(made.folder)
-    assert "All 1000 steps are done. This is" not in page.text
-    shown = [picture["alt"] for picture in page.pictures()[1:]]
-    assert shown[:3] == ["Candidate 4, confidence 75%", "Candidate 3, confidence 25%", "Candidate 0, explains 0.00%"]
+    assert "Confidence is not available" not in page.text
+    shown = [picture["alt"] for picture in page.pictures()]
+    assert shown[:3] == ["Candidate 4, confidence 75 %", "Candidate 3, confidence 25 %", "Candidate 0, explains 0.00 %"]
     assert not any("nan" in text for text in shown)
 
 
@@ -342,7 +225,7 @@ def test_what_two_searches_have_found_is_shown_once(made: Made) -> None:
     tensors["confidence"][:] = torch.linspace(0.5, 0.4, 24)
     write_tensors(made.folder / "candidates.safetensors", tensors)
     page = page_of(made.folder)
-    shown = [picture["alt"].split(",")[0] for picture in page.pictures()[1:]]
+    shown = [picture["alt"].split(",")[0] for picture in page.pictures()]
     rows = [row for row in range(24) if row != 20]  # the less confident of the two
     assert shown == [f"Candidate {row}" for row in rows[:10] + rows]
     assert "All 23 that are not alike, of 24" in page.text
@@ -361,7 +244,7 @@ def test_points_are_drawn_in_the_plane(tmp_path: Path) -> None:
     assert not page.pictures()
     assert "12 points of 2 coordinates" in page.text and "Candidates outside the frame: 1." in page.text
     (made.folder / "scores.json").unlink()
-    assert "Nothing here was checked" in page_of(made.folder).text
+    assert "12 candidates, none of them checked" in page_of(made.folder).text
 
 
 def test_more_images_than_candidates_and_candidates_that_diverged(tmp_path: Path) -> None:
@@ -373,8 +256,8 @@ def test_more_images_than_candidates_and_candidates_that_diverged(tmp_path: Path
 
 
 def test_a_failed_search_is_called_one(made: Made) -> None:
-    candidates = replace(_candidates(made.found), status="diverged", message="The residual was no longer finite.")
-    _write_candidates(made.folder, replace(candidates, history=[]))
+    candidates = replace(made_candidates(made.found), status="diverged", message="The residual was no longer finite.")
+    write_candidates(made.folder, replace(candidates, history=[]))
     assert "did not end well: The residual was no longer finite." in page_of(made.folder).text
 
 
@@ -402,7 +285,7 @@ def test_files_that_do_not_fit_are_refused(made: Made) -> None:
     scores = read_record(made.folder / "scores.json", ScoresRecord)
     write(made.folder / "scores.json", replace(scores, per_image=scores.per_image[:3]))
     write_tensors(
-        made.folder / "scores.safetensors", _pictures(_candidates(made.found), made.images, made.images.clone())
+        made.folder / "scores.safetensors", pictures_of(made_candidates(made.found), made.images, made.images.clone())
     )
     with pytest.raises(InputError, match="do not belong together"):
         draw(made.folder)
@@ -419,7 +302,7 @@ def said_of(folder: Path, *, initial: str | None = None, start: FoundStart | Non
     make_run(folder)
     record = read_record(folder / "candidates.json", CandidatesRecord)
     write(folder / "candidates.json", replace(record, initial=initial, start=start))
-    return " ".join("".join(Reader(draw(folder).read_text()).words).split())
+    return page_of(folder).text
 
 
 @pytest.mark.parametrize(
@@ -433,7 +316,7 @@ def said_of(folder: Path, *, initial: str | None = None, start: FoundStart | Non
         (replace(SEEDED, seed=None, place=None, candidate="v1.pt"), "it shares its start with the network v1.pt."),
         (
             replace(SEEDED, unknown=["5.weight", "5.bias"]),
-            "after 60,000 draws. The chance of a false alarm is below 1e-21. Not found: 5.weight, 5.bias.",
+            "after 60,000 draws. The chance of a false alarm is below 10\N{MINUS SIGN}21. Not found: 5.weight, 5.bias.",
         ),
     ],
     ids=["seed", "state", "public", "unknown"],
@@ -442,8 +325,8 @@ def test_a_start_that_was_found_is_on_the_page(tmp_path: Path, start: FoundStart
     said = said_of(tmp_path, initial="0" * 16, start=start)
     assert "The weights, the task" in said and "those that its training began with" not in said
     assert "Found in them What its training began with: " in said and words in said
-    assert "The chance of a false alarm is below 1e-21" in said
-    assert "What training added to 1.weight" in said
+    assert "The chance of a false alarm is below 10\N{MINUS SIGN}21" in said
+    assert "What training added to the weights of layer 1" in said
 
 
 def test_what_the_search_for_the_start_was_given_is_on_the_page(tmp_path: Path) -> None:

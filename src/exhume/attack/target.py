@@ -83,15 +83,15 @@ class Target:
         """The images, un-centred, of which the first layer sees these inputs."""
         return self.scaled(inputs) + self.subtracted
 
-    def as_inputs(self, image: Float[Tensor, "c h w"]) -> Float[Tensor, "c h w"]:
-        """What the first layer sees of an image."""
-        return self.divided_by_scale(image - self.subtracted)
+    def as_inputs(self, images: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
+        """What the first layer sees of an image, or of several."""
+        return self.divided_by_scale(images - self.subtracted)
 
     def dense_inputs(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"] | None:
         """What the first dense layer that is recognised sees of un-centred images; None if none is."""
         match self.architecture:
             case MLP():
-                return self.divided_by_scale(images - self.subtracted).flatten(1)
+                return self.as_inputs(images).flatten(1)
             case SplitNetwork(head=head):
                 features: Tensor = head(images)
                 return features.flatten(1)

@@ -1,6 +1,8 @@
 """The page: one self-contained HTML file about one run, drawn from the run's files alone."""
 
-from dataclasses import asdict, dataclass
+from base64 import b64encode
+from dataclasses import dataclass
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,24 +10,25 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from exhume.attack.find_start import chance
-from exhume.audit.matching import merge
-from exhume.audit.scores import Counts, sentence
+from exhume.attack.methods.input_subspace import REWEIGHT_EVERY
+from exhume.audit.scores import sentence
 from exhume.checkpoint import Description
 from exhume.errors import InputError
 from exhume.layers import LayerGraph
 from exhume.metrics import measure_of
 from exhume.networks import Task
 from exhume.records import read_tensors, replace_file
-from exhume.report import figures
+from exhume.report import entries, figures
+from exhume.report.audit_view import AuditView, LeakedImage
+from exhume.report.entries import Entry
+from exhume.report.glossary import explained, meanings
+from exhume.report.settings import in_words, layers
+from exhume.report.words import caveats, fine_percent, headline, number, percent, raised, typeset
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord, TrainingRecord, read_record
 from exhume.runs.store import read_candidate_tensors
 
 T = TypeVar("T")
 
-LARGE = 10
-"""Pairs shown large, of the training images and of the held-out ones."""
-ALIKE = 0.95
-"""NCC from which two candidates show the same image: each search finds it again. Different digits seldom reach it."""
 MARGIN: dict[Task, str] = {
     "binary": "margin: score towards the right side",
     "multiclass": "margin: score of its class minus the best other",
@@ -45,8 +48,12 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the run folder holds; training, scores and the scores' tensors only if those stages were run here."""
+    """What the run folder holds; training, scores and the scores' tensors only if those stages were run here.
 
+    name: the problem's, or the folder's where the network came from elsewhere.
+    """
+
+    name: str
     published: Published
     weights: dict[str, Tensor]
     found: CandidatesRecord
@@ -57,18 +64,7 @@ class Contents:
     truth: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An image above its reconstruction, as pictures; None: there is no such image to show."""
-
-    title: str
-    name: str
-    value: str
-    original: str | None
-    found: str | None
-
-
-def draw(run: Path) -> Path:
+def draw(run: Path, audit: AuditView | None = None) -> Path:
     """Writes run/report.html, a page that needs no other file and no other host, and returns its path.
 
     Without training.json the page leaves out how the network was trained; without scores.json it shows the candidates
@@ -76,10 +72,13 @@ def draw(run: Path) -> Path:
 
         page = exhume.draw(Path("runs/demo"))
 
+    Args:
+        audit: what an audit found besides; the page's title then follows its verdict.
+
     Raises:
         InputError: the folder holds no checkpoint or no candidates, or one of its files is damaged.
     """
-    page = _render(_context(_contents(run)))
+    page = _render(_context(_contents(run), audit or AuditView()))
     replace_file(run / "report.html", page.encode())
     return run / "report.html"
 
@@ -98,12 +97,14 @@ def _contents(run: Path) -> Contents:
     )
     if not published.fingerprint == found.checkpoint == (scores.checkpoint if scores else found.checkpoint):
         raise InputError(f"The files in {run} come from different checkpoints; reconstruct and score again.")
+    training = _optional(run / "training.json", TrainingRecord)
     return Contents(
+        name=training.problem.name if training else run.resolve().name,
         published=published,
         weights=_tensors(run / "checkpoint.safetensors", "centre"),
         found=found,
         candidates=read_candidate_tensors(run),
-        training=_optional(run / "training.json", TrainingRecord),
+        training=training,
         start=_start(run, found),
         scores=scores,
         truth=truth,
@@ -129,33 +130,71 @@ def _tensors(path: Path, *names: str) -> dict[str, Tensor]:
 
 
 def _render(context: dict[str, Any]) -> str:
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+    from jinja2 import Environment, FunctionLoader, StrictUndefined  # noqa: PLC0415
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(context)
+    environment = Environment(
+        loader=FunctionLoader(_part),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=raised,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "explained": explained,
+        "number": number,
+        "percent": percent,
+        "fine_percent": fine_percent,
+        "typeset": typeset,
+    }
+    return environment.get_template("page.html").render(context | _inline())
 
 
-def _context(run: Contents) -> dict[str, Any]:
-    published, images = run.published, run.candidates["images"]
+def _part(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _inline() -> dict[str, Any]:
+    """The style and the script that go into the page, and the hash by which its policy allows this script alone."""
+    from markupsafe import Markup  # noqa: PLC0415
+
+    script = _part("page.js")
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    return {"style": Markup(_part("page.css")), "script": Markup(script), "script_hash": digest}
+
+
+def _context(run: Contents, audit: AuditView) -> dict[str, Any]:
+    published, images, training = run.published, run.candidates["images"], run.training
     points = measure_of(images) == "agreement"
-    outputs = len(published.classes) if published.task == "multiclass" else 1
     mean = run.weights.get("known_mean", run.weights["centre"])
+    outputs = len(published.classes) if published.task == "multiclass" else 1
+    confident = bool(run.candidates["confidence"].isfinite().any())
+    parameters = {name: tensor for name, tensor in run.weights.items() if name.startswith("layers.")}
+    thing = "point" if points else "image"
     return {
         "run": run,
+        "audit": audit,
+        "thing": thing,
+        "title": headline(audit.judgement, run.scores, len(images), thing),
         "sentence": sentence(run.scores) if run.scores else None,
+        "caveats": caveats(run.found, training.training if training else None, confident),
+        "glossary": meanings(),
         "measure": "agreement" if points else "NCC",
         "chance": chance(run.found.start.log10_p).replace("<", "below") if run.found.start else None,
         "network": _network(published.network, [images[0].numel(), outputs]),
-        "parameters": sum(tensor.numel() for name, tensor in run.weights.items() if name.startswith("layers.")),
+        "parameters": sum(tensor.numel() for tensor in parameters.values()),
+        "layers": layers(run.found.assumptions.layers, list(parameters)),
         "mean_known": bool(mean.any()),
         "mean": None if points else figures.picture(mean),
-        "loss": run.training.training.loss if run.training else None,
-        "pairs": [] if points else _pairs(run, run.scores) if run.scores else _unchecked(run),
-        "control": [] if points or not run.scores else _control(run.truth),
-        "large": LARGE,
-        "alike": ALIKE,
-        "confidence_known": bool(run.candidates["confidence"].isfinite().any()),
+        "loss": training.training.loss if training else None,
+        "pairs": [] if points else _pairs(run),
+        "control": [] if points or not run.scores else entries.control(run.truth),
+        "leaked": [_leaked(run, image) for image in sorted(audit.leaked, key=lambda image: -image.ncc)],
+        "class_name": lambda label: entries.class_name(published.task, published.classes, label),
+        "large": entries.LARGE,
+        "alike": entries.ALIKE,
+        "reweight_every": REWEIGHT_EVERY,
+        "confident": confident,
         "total": len(images),
         "outside": figures.outside(images) if points else 0,
         "charts": _charts(run, points),
@@ -176,53 +215,31 @@ def _network(network: Description, ends: list[int]) -> str:
     return f"Dense layers {ends[0]}\N{EN DASH}{dense}, {network.activation}"
 
 
-def _pairs(run: Contents, scores: Counts) -> list[Pair]:
-    """Every training image and its one-to-one candidate, the most alike first."""
-    found, pairs = figures.stretched(run.truth["candidates"]), []
-    for image in sorted(scores.per_image, key=lambda image: -image.ncc):
-        title, name = _class(run.published, image.label), f"training image {image.index}"
-        original, paired = figures.picture(run.truth["images"][image.index]), image.candidate >= 0
-        value, picture = (f"{image.ncc:.3f}", found[image.index]) if paired else ("none", None)
-        pairs.append(Pair(title, name, value, original, picture))
-    return pairs
+def _pairs(run: Contents) -> list[Entry]:
+    task, classes = run.published.task, run.published.classes
+    if run.scores is None:
+        return entries.unchecked(run.candidates, task, classes)
+    return entries.pairs(run.scores, run.truth, run.candidates["confidence"], task, classes)
 
 
-def _control(truth: dict[str, Tensor]) -> list[Pair]:
-    """The held-out images that resemble their candidate most, matched as the training images are."""
-    order = truth["null_similarity"].argsort(descending=True, stable=True)[:LARGE]
-    found, pairs = figures.stretched(truth["null_candidates"][order]), []
-    for row, picture in zip(order.tolist(), found, strict=True):
-        similarity, original = truth["null_similarity"][row].item(), figures.picture(truth["null_images"][row])
-        value, shown = (f"{similarity:.3f}", picture) if similarity > -1 else ("none", None)
-        pairs.append(Pair("held out", f"held-out image {row}", value, original, shown))
-    return pairs
-
-
-def _unchecked(run: Contents) -> list[Pair]:
-    """Candidates alone, the most confident or those that explain most first; of those alike only the first."""
-    images, labels, explained, confidence = (
-        run.candidates[name] for name in ("images", "labels", "explained", "confidence")
+def _leaked(run: Contents, image: LeakedImage) -> Entry:
+    """A leaked image with its pictures; it has none if the run was not scored."""
+    pictures: dict[str, str | None] = {"original": None, "found": None}
+    if run.scores:
+        row = slice(image.row, image.row + 1)
+        original, found = figures.picture(run.truth["images"][image.row]), run.truth["candidates"][row]
+        pictures = {"original": original, "found": figures.stretched(found)[0]}
+    return Entry(
+        title=entries.class_name(run.published.task, run.published.classes, image.label),
+        name=image.name,
+        measure="NCC",
+        value=f"{image.ncc:.3f}",
+        place=image.row,
+        ncc=image.ncc,
+        confidence=image.confidence,
+        share=image.share,
+        **pictures,
     )
-    known = not confidence.isnan().all()
-    order = (confidence.nan_to_num(-1.0) if known else explained).argsort(descending=True, stable=True)
-    order = order[merge(images[order], ALIKE)]
-    values = [
-        f"explains {explained[row]:.2%}" if confidence[row].isnan() else f"confidence {confidence[row]:.0%}"
-        for row in order.tolist()
-    ]
-    return [
-        Pair(_class(run.published, labels[row].item()), f"candidate {row}", value, None, picture)
-        for row, value, picture in zip(order.tolist(), values, figures.stretched(images[order]), strict=True)
-    ]
-
-
-def _class(published: Published, label: float | None) -> str:
-    if label is None:
-        return "class unknown"
-    if published.task == "regression" or not 0 <= label < len(published.classes):
-        return f"target {label:g}"
-    name = published.classes[int(label)]
-    return name if len(name) > 2 else f"class {name}"
 
 
 def _charts(run: Contents, points: bool) -> dict[str, Any]:
@@ -245,12 +262,12 @@ def _charts(run: Contents, points: bool) -> dict[str, Any]:
     return charts
 
 
-def _settings(run: Contents) -> dict[str, dict[str, Any]]:
-    """Everything that was set or read from the weights, and what it ran on."""
+def _settings(run: Contents) -> dict[str, list[tuple[str, str]]]:
+    """Everything that was set or read from the weights, and what it ran on, in plain words."""
     tables: dict[str, Any] = {"Network": run.published.network}
     if run.training:
         tables |= {"Problem": run.training.problem, "Training": run.training.training}
         tables["The training ran on"] = run.training.provenance
     tables |= {"Method": run.found.method, "What it assumed": run.found.assumptions}
     tables["The reconstruction ran on"] = run.found.provenance
-    return {title: asdict(record) for title, record in tables.items()}
+    return in_words(tables)

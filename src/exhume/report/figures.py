@@ -37,6 +37,8 @@ _STYLE: Any = {
     "ytick.color": INK,
     "legend.frameon": False,
 }
+WITHOUT_POWERS = 30
+"""Ratio of the largest to the smallest value below which a logarithmic axis has plain numbers, not powers of ten."""
 FRAME = (-0.25, 1.25)
 """What `plane` shows of both coordinates; training points lie in [0, 1], candidates may not."""
 
@@ -93,7 +95,9 @@ def bars(scores: Counts) -> "Markup":
         for shift, counts, total, colour, label in (
             (-0.2, scores.recovered, scores.images, TRAINING, "training"),
             (0.2, scores.null, scores.held_out, HELD_OUT, "held out"),
-        )[: 2 if scores.held_out else 1]:
+        ):
+            if not total:
+                continue  # no held-out images
             places = [k + shift for k in range(len(counts))]
             drawn = axes.bar(places, [count / total for count in counts.values()], 0.36, color=colour, label=label)
             axes.bar_label(drawn, [str(count) for count in counts.values()], padding=2)
@@ -118,13 +122,19 @@ def against_margin(margins: Sequence[float], scores: Counts, axis: str) -> "Mark
 
 def curves(name: str, axis: str, steps: Sequence[int], series: Mapping[str, Sequence[float]]) -> "Markup":
     """Quantities over the steps on a logarithmic scale, where zeros and what is below are left out."""
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415
 
     def chart(axes: "Axes") -> None:
         for (label, values), style in zip(series.items(), ("-", (0, (3, 1.5))), strict=False):
             positive = [value if value > 0 else nan for value in values]
             axes.plot(steps, positive, color=INK, linewidth=1.3, linestyle=style, label=label)
-        if any(value > 0 for values in series.values() for value in values):
+        shown = [value for values in series.values() for value in values if value > 0]
+        if shown:
             axes.set_yscale("log")
+        if shown and max(shown) < WITHOUT_POWERS * min(shown):
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=axis)
         axes.legend(loc="best")
 

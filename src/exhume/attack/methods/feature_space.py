@@ -44,7 +44,7 @@ class FeatureSpaceSearch(InputSubspaceSearch):
         return first_guess((len(self.labels), len(around)), scale / self.target.unit, around, generator)
 
     def _encode(self, images: Float[Tensor, "n c h w"]) -> Tensor:
-        return (images - self.target.centre).flatten(1)
+        return self.target.divided_by_scale(images - self.target.centre).flatten(1)
 
     @property
     def images(self) -> Float[Tensor, "m c h w"]:

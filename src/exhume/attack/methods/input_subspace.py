@@ -109,7 +109,7 @@ class InputSubspaceSearch:
 
     def _encode(self, images: Float[Tensor, "n c h w"]) -> Tensor:
         """The variables that un-centred images have, or the images of the subspace that are nearest to them."""
-        return self.subspace.coordinates((images - self.target.subtracted).flatten(1))
+        return self.subspace.coordinates(self.target.as_inputs(images).flatten(1))
 
     def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
         """The candidates' coordinates, their un-centred images, and the penalty on what makes them no images."""
@@ -226,10 +226,10 @@ class InputSubspaceSearch:
 
     def _see(self, images: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Coordinates of un-centred images, the share of each that is inside, and its projection."""
-        pixels = (images - self.target.subtracted).flatten(1)
+        pixels = self.target.as_inputs(images).flatten(1)
         coordinates = self.subspace.coordinates(pixels)
         projections = (coordinates @ self.subspace.basis.T)[:, : pixels.shape[1]].reshape(images.shape)
-        return coordinates, self.subspace.share(pixels), projections + self.target.subtracted
+        return coordinates, self.subspace.share(pixels), self.target.as_images(projections)
 
 
 class ChangedLayer:

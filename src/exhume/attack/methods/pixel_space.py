@@ -63,7 +63,8 @@ class PixelSpaceSearch:
         )
         if guess is not None:
             self.labels = guess.labels.to(target.centre.device)
-            self.pixels = (guess.images.to(target.centre) - target.centre).flatten(1).requires_grad_()
+            differences = target.divided_by_scale(guess.images.to(target.centre) - target.centre)
+            self.pixels = differences.flatten(1).clone().requires_grad_()
         else:
             self.labels = balanced_labels(target, per_class, count)
             around = torch.zeros_like(target.centre).flatten()

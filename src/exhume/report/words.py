@@ -1,0 +1,137 @@
+"""The page's title, its caveats, and how it writes numbers."""
+
+import re
+
+from exhume.attack.methods import Exhume
+from exhume.audit.scores import Counts
+from exhume.defence.training import TrainingConfig
+from exhume.report.audit_view import Judgement
+from exhume.runs.schema import CandidatesRecord
+
+SIGNIFICANT = 0.05
+"""p-value below which the title says that images came out, as `sentence` does."""
+NEARLY = 0.005
+"""Chances nearer to 0 or 1 are written as < 1 % and > 99 %: no estimate of them is exact."""
+SMALL, LARGE = 1e-3, 1e6
+"""Numbers outside are written as powers of ten."""
+_SPACE, _TIMES = "\N{NO-BREAK SPACE}", "\N{MULTIPLICATION SIGN}"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_PLAIN = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "\N{MINUS SIGN}0123456789")
+_EXPONENT = re.compile("10(⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
+
+
+TITLES = {
+    "leaks": "This network gives training images away",
+    "nothing found": "No training image was found",
+    "does not apply": "The method does not apply to this network",
+}
+"""The page's title by the verdict, where no count says more."""
+
+
+def headline(judgement: Judgement | None, scores: Counts | None, total: int, thing: str) -> str:
+    """The title: what the scores say, under the verdict if there is one, or that nothing was checked."""
+    if scores is None:
+        return TITLES[judgement.verdict] if judgement else f"{total} candidates, none of them checked"
+    recovered = f"{scores.recovered['0.9']} of {scores.images} training {thing}s"
+    if not scores.held_out:
+        return f"{recovered} look recovered, without a control"
+    came_out = scores.p_value < SIGNIFICANT
+    if judgement:
+        sure = judgement.verdict == "leaks" and came_out
+        return f"{recovered} came out of the weights" if sure else TITLES[judgement.verdict]
+    return f"{recovered} came out of the weights" if came_out else "No more came out than chance may give"
+
+
+def caveats(found: CandidatesRecord, training: TrainingConfig | None, confident: bool) -> list[str]:
+    """What a reader has to know before she believes a count, a sentence or two each.
+
+    Args:
+        confident: whether the confidence of any candidate is known.
+    """
+    if found.status != "done":
+        return [f"The reconstruction did not end well: {found.message}", *_of_training(training, found)]
+    _, _, remarks = found.message.partition(". ")
+    texts = [remarks] if remarks else []
+    if not confident and "Confidence" not in remarks:
+        because = ": there was only one search" if found.method.restarts == 1 else ""
+        texts.append(f"Confidence is not available{because}.")
+    if isinstance(found.method, Exhume) and found.assumptions.rank == 0:
+        texts.append(
+            "The method reads the layers of no such network, so it searched every pixel freely. In no experiment so "
+            "far has a training image come out that way: that nothing is found says little."
+        )
+    return texts + _of_training(training, found)
+
+
+def _of_training(training: TrainingConfig | None, found: CandidatesRecord) -> list[str]:
+    """What of the training the method does not allow for."""
+    if training is None:
+        return []
+    texts = []
+    if training.optimiser == "adam":
+        texts.append("Training used Adam. The method is derived for gradient descent, and after Adam less comes out.")
+    if training.batch_size is not None and found.initial is None:
+        texts.append(
+            f"Training used batches of {training.batch_size} images, and its start is not known. The weights then fit "
+            "the method's equation only roughly: that nothing is found says little."
+        )
+    return texts
+
+
+def typeset(text: str) -> str:
+    """A sentence of the program as a page prints it: ≥ for >=, 10⁻²⁰ for 1e-20, a raised apostrophe.
+
+    Example:
+        >>> typeset("NCC >= 0.9, p < 1e-20, 3e-05")
+        'NCC ≥ 0.9, p < 10⁻²⁰, 3×10⁻⁵'
+    """
+    signs = re.sub(r"(?<=\w)'(?=\w)", "\N{RIGHT SINGLE QUOTATION MARK}", text.replace(">=", "≥").replace("<=", "≤"))
+    return re.sub(r"\b(\d+(?:\.\d+)?)e([+-]?\d+)\b", _power, signs)
+
+
+def _power(found: "re.Match[str]") -> str:
+    digits = found[1].rstrip("0").rstrip(".") if "." in found[1] else found[1]
+    power = "10" + str(int(found[2])).translate(_SUPERSCRIPT)
+    return power if digits == "1" else f"{digits}{_TIMES}{power}"
+
+
+def raised(value: object) -> object:
+    """Text whose powers of ten, as `typeset` writes them, have superscripts that every font has; all else as it is."""
+    from markupsafe import Markup, escape  # noqa: PLC0415
+
+    if not isinstance(value, str) or not _EXPONENT.search(value):
+        return value
+    return Markup(_EXPONENT.sub(lambda found: f"10<sup>{found[1].translate(_PLAIN)}</sup>", str(escape(value))))
+
+
+def number(value: float) -> str:
+    """A number to three digits, an integer with commas.
+
+    Example:
+        >>> number(1795000), number(0.015625), number(4e-6)
+        ('1,795,000', '0.0156', '4×10⁻⁶')
+    """
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and not SMALL <= abs(value) < LARGE:
+        return typeset(f"{value:.2e}")
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def fine_percent(share: float) -> str:
+    """A small share, to a hundredth of a per cent."""
+    return f"{share:.2%}".replace("%", f"{_SPACE}%")
+
+
+def percent(chance: float) -> str:
+    """A chance or a share, in whole per cent.
+
+    Example:
+        >>> [percent(chance).replace("\\N{NO-BREAK SPACE}", " ") for chance in (0.0, 0.001, 0.25, 1.0)]
+        ['0 %', '< 1 %', '25 %', '> 99 %']
+    """
+    if chance > 1 - NEARLY:
+        return f">{_SPACE}99{_SPACE}%"
+    if 0 < chance < NEARLY:
+        return f"<{_SPACE}1{_SPACE}%"
+    return f"{chance:.0%}".replace("%", f"{_SPACE}%")

@@ -1,0 +1,218 @@
+"""A run folder whose every file is made up, for the tests of the page."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from exhume.attack.methods import Exhume
+from exhume.audit.matching import match
+from exhume.audit.scores import Counts, Seconds, score
+from exhume.candidates import Assumptions, Candidates, HistoryPoint
+from exhume.checkpoint import Checkpoint, save_checkpoint
+from exhume.defence.training import TrainingConfig, TrainingPoint
+from exhume.networks import NetworkConfig, Shape, Task, build
+from exhume.problems import Selection
+from exhume.records import Provenance, write, write_tensors
+from exhume.report.audit_view import (
+    AuditView,
+    Fate,
+    ImageFate,
+    Judgement,
+    LayerResidual,
+    LeakedImage,
+    MeasuredDefence,
+    Membership,
+    MembershipSignal,
+    OwnersView,
+    Verdict,
+)
+from exhume.runs.schema import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord, read_record
+
+RAN = Provenance(
+    exhume="7.8.9",
+    torch="2.99.1",
+    python="3.11.0",
+    device="a computer",
+    threads=2,
+    seed=0,
+    date="2026-01-02T03:04:05+00:00",
+    seconds=1.5,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A run folder and what was written into it."""
+
+    folder: Path
+    images: Tensor
+    found: Tensor
+
+
+def make_run(
+    folder: Path,
+    *,
+    shape: Shape = (1, 8, 8),
+    task: Task = "multiclass",
+    classes: tuple[str, ...] = ("zero", "one", "two"),
+    name: str = "blobs",
+    found: Tensor | None = None,
+) -> Made:
+    """Twelve random training images, recovered with growing noise, twelve useless candidates beside them."""
+    generator = torch.Generator().manual_seed(1)
+    images, held_out, useless = torch.rand(3, 12, *shape, generator=generator)
+    noise = torch.linspace(0.001, 0.3, 12)[:, None, None, None]
+    blurred = 0.7 * images + noise * torch.randn(images.shape, generator=generator)
+    found = torch.cat([useless, blurred]) if found is None else found
+    labels = torch.arange(12) % 3 if task == "multiclass" else torch.arange(12) % 2
+    if task == "regression":
+        labels = labels.float() * 2 - 1
+    network, centre = NetworkConfig(widths=(5,)), images.mean(0)
+    module = build(network, centre, 3 if task == "multiclass" else 1, generator)
+    weights = {key: tensor.detach() for key, tensor in module.layers.named_parameters()}
+    save_checkpoint(
+        Checkpoint(network=network, task=task, classes=classes, centre=centre, weights=weights),
+        folder,
+    )
+    write(folder / "training.json", _training_record(network, name))
+    candidates = made_candidates(found)
+    write_candidates(folder, candidates)
+    scores = score(candidates, images, labels, held_out, problem=name, seconds=Seconds(train=1.5, reconstruct=2.5))
+    record = ScoresRecord(
+        **{item.name: getattr(scores, item.name) for item in fields(Counts)},
+        truth=_problem_record(name),
+        checkpoint=_fingerprint(folder),
+        provenance=RAN,
+    )
+    write(folder / "scores.json", record)
+    write_tensors(folder / "scores.safetensors", pictures_of(candidates, images, held_out))
+    return Made(folder=folder, images=images, found=found)
+
+
+def _problem_record(name: str) -> ProblemRecord:
+    return ProblemRecord(name=name, selection=Selection(), source="made up", images=12, fingerprint="f")
+
+
+def _fingerprint(folder: Path) -> str:
+    return str(json.loads((folder / "checkpoint.json").read_text())["fingerprint"])
+
+
+def _training_record(network: NetworkConfig, name: str) -> TrainingRecord:
+    return TrainingRecord(
+        problem=_problem_record(name),
+        network=network,
+        training=TrainingConfig(loss="ce", weight_decay=0.015625),
+        history=[
+            TrainingPoint(epoch=e, loss=0.5**e, gradient=0.0, accuracy=0.875, held_out_accuracy=0.625) for e in range(4)
+        ],
+        margins=[float(k) for k in range(12)],
+        status="epochs over",
+        message="All 1000 epochs are over.",
+        provenance=RAN,
+    )
+
+
+def made_candidates(found: Tensor) -> Candidates:
+    count = len(found)
+    return Candidates(
+        images=found,
+        labels=torch.arange(count) % 2,
+        multipliers=torch.ones(count),
+        explained=torch.arange(count) / 1000,
+        confidence=torch.full((count,), torch.nan),
+        history=[HistoryPoint(step=s, residual=1 / (1 + s), penalty=0.0) for s in range(5)],
+        assumptions=Assumptions(
+            regime="decayed",
+            images=12,
+            images_from="weights",
+            rank=11,
+            discarded=0.01,
+            layers=["1.weight"],
+            smoothness=3e-5,
+            binary_prior=5.0,
+        ),
+        status="done",
+        message="All 1000 steps are done.",
+    )
+
+
+def write_candidates(folder: Path, candidates: Candidates) -> None:
+    record = CandidatesRecord(
+        checkpoint=_fingerprint(folder),
+        method=Exhume(),
+        assumptions=candidates.assumptions,
+        history=candidates.history,
+        status=candidates.status,
+        message=candidates.message,
+        provenance=RAN,
+    )
+    write(folder / "candidates.json", record)
+    names = ("images", "labels", "multipliers", "explained", "confidence")
+    write_tensors(folder / "candidates.safetensors", {name: getattr(candidates, name) for name in names})
+
+
+def pictures_of(candidates: Candidates, images: Tensor, held_out: Tensor) -> dict[str, Tensor]:
+    def assigned(truth: Tensor) -> tuple[Tensor, Tensor]:
+        matches = match(candidates, truth)
+        rows = matches.assigned
+        paired = (rows >= 0)[:, None, None, None]
+        return candidates.images[rows.clamp_min(0)].where(paired, 0), matches.assigned_similarity
+
+    null_candidates, null_similarity = assigned(held_out)
+    return {
+        "images": images,
+        "candidates": assigned(images)[0],
+        "null_images": held_out,
+        "null_candidates": null_candidates,
+        "null_similarity": null_similarity,
+    }
+
+
+def make_audit(folder: Path, *, word: str = "photo", verdict: Verdict = "leaks") -> AuditView:
+    """An audit of the run with all of its sections; `word` is in every text of it."""
+    scores = read_record(folder / "scores.json", ScoresRecord)
+    fates: tuple[Fate, ...] = get_args(Fate)
+    return AuditView(
+        judgement=Judgement(verdict=verdict, sentence=f"What {word} says.", reasons=[f"Because of {word}."]),
+        next_steps=[f"Keep {word} to yourself."],
+        leaked=[
+            LeakedImage(
+                row=image.index,
+                name=f"{word}-{image.index}.png",
+                label=image.label,
+                ncc=image.ncc,
+                confidence=None if image.index == 1 else 1 - image.index / 100,
+                share=(image.index * 7 % 12) / 1000,
+            )
+            for image in scores.per_image
+            if image.ncc >= 0.7
+        ],
+        owner=OwnersView(
+            residuals=[
+                LayerResidual(layer=f"{word}.weight", training=0.0214, held_out=0.7131, candidates=1.25),
+                LayerResidual(layer=f"{word}.bias", training=0.5),
+            ],
+            images=[
+                ImageFate(name=f"{word}-{k}.png", label=k % 3, fate=fates[k % 4], reachable=1 - k / 50, stays=k / 50)
+                for k in range(12)
+            ],
+            held_out=12,
+            held_out_stay=3,
+        ),
+        membership=Membership(
+            training=12,
+            held_out=12,
+            signals=[MembershipSignal(name=f"loss of {word}", auc=0.9123, auc_low=0.8, auc_high=0.95, tpr=0.25)],
+        ),
+        defences=[
+            MeasuredDefence(
+                name=f"{word} decay", what=f"{word} 1e-2", recovered=2, images=12, null=1, held_out=11, accuracy=0.625
+            ),
+            MeasuredDefence(name="dp", what="noise", images=12, held_out=12, accuracy=0.5, epsilon=3.21987),
+            MeasuredDefence(name="shifts", what="moved", message=f"Not for {word}."),
+        ],
+    )
