@@ -31,6 +31,7 @@ from exhume.runs.tables import table_markdown
 
 DIGITS, PHOTOGRAPHS = "mnist-digits", "cifar10-multiclass"
 Optimiser = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+ORDINARY = sgd(0.05, decay=1e-4)
 
 
 class Dense(nn.Module):
@@ -96,7 +97,7 @@ class Row:
     per_class: int = 10
     make: Callable[[int, int, int], nn.Module] = Dense
     width: int = 300
-    optimiser: Optimiser = sgd(0.05, decay=1e-4)
+    optimiser: Optimiser = ORDINARY
     epochs: int = 30
     shifts: int = 0
     random_labels: bool = False
@@ -214,7 +215,8 @@ def _save(
     else:
         torch.save(module.state_dict(), folder / "model.pt")
     if row.form == "code":
-        code = f"from benchmarks.audits import {row.make.__name__}\n\n\ndef make():\n    return {row.make.__name__}{sizes}\n"
+        name = row.make.__name__
+        code = f"from benchmarks.audits import {name}\n\n\ndef make():\n    return {name}{sizes}\n"
         (folder / "model.py").write_text(code, encoding="utf-8")
         return {"source": f"{folder / 'model.py'}:make", "weights": folder / "model.pt", **given}, initial
     return {"source": folder / "model.pt", **given}, initial

@@ -11,25 +11,16 @@ from torch import Tensor
 from exhume.attack.methods import Exhume
 from exhume.audit.matching import match
 from exhume.audit.scores import Counts, Seconds, score
+from exhume.audit.verdict import Judgement, Verdict
 from exhume.candidates import Assumptions, Candidates, HistoryPoint
 from exhume.checkpoint import Checkpoint, save_checkpoint
 from exhume.defence.training import TrainingConfig, TrainingPoint
 from exhume.networks import NetworkConfig, Shape, Task, build
 from exhume.problems import Selection
 from exhume.records import Provenance, write, write_tensors
-from exhume.report.audit_view import (
-    AuditView,
-    Fate,
-    ImageFate,
-    Judgement,
-    LayerResidual,
-    LeakedImage,
-    MeasuredDefence,
-    Membership,
-    MembershipSignal,
-    OwnersView,
-    Verdict,
-)
+from exhume.report.audit_view import AuditView, ImageFate, LeakedImage, Membership, MembershipSignal, OwnersView
+from exhume.runs.audit_record import Fate, LayerResidual
+from exhume.runs.defences import DefenceRow
 from exhume.runs.schema import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord, read_record
 
 RAN = Provenance(
@@ -177,7 +168,9 @@ def make_audit(folder: Path, *, word: str = "photo", verdict: Verdict = "leaks")
     scores = read_record(folder / "scores.json", ScoresRecord)
     fates: tuple[Fate, ...] = get_args(Fate)
     return AuditView(
-        judgement=Judgement(verdict=verdict, sentence=f"What {word} says.", reasons=[f"Because of {word}."]),
+        judgement=Judgement(
+            verdict=verdict, strength="plainly", sentence=f"What {word} says.", reasons=(f"Because of {word}.",)
+        ),
         next_steps=[f"Keep {word} to yourself."],
         leaked=[
             LeakedImage(
@@ -209,10 +202,16 @@ def make_audit(folder: Path, *, word: str = "photo", verdict: Verdict = "leaks")
             signals=[MembershipSignal(name=f"loss of {word}", auc=0.9123, auc_low=0.8, auc_high=0.95, tpr=0.25)],
         ),
         defences=[
-            MeasuredDefence(
-                name=f"{word} decay", what=f"{word} 1e-2", recovered=2, images=12, null=1, held_out=11, accuracy=0.625
+            DefenceRow(
+                name=f"{word} decay",
+                what=f"{word} 1e-2",
+                recovered=2,
+                images=12,
+                null=1,
+                held_out=11,
+                held_out_accuracy=0.625,
             ),
-            MeasuredDefence(name="dp", what="noise", images=12, held_out=12, accuracy=0.5, epsilon=3.21987),
-            MeasuredDefence(name="shifts", what="moved", message=f"Not for {word}."),
+            DefenceRow(name="dp", what="noise", images=12, held_out=12, held_out_accuracy=0.5, epsilon=3.21987),
+            DefenceRow(name="shifts", what="moved", message=f"Not for {word}."),
         ],
     )

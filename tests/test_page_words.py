@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from exhume.attack.methods import METHODS
+from exhume.audit.verdict import Judgement, Verdict
 from exhume.candidates import Assumptions, KnownInit
 from exhume.defence.training import TrainingConfig
 from exhume.networks import NetworkConfig
 from exhume.problems import Selection
 from exhume.records import Provenance, read_tensors, write, write_tensors
 from exhume.report import draw, glossary, settings, words
-from exhume.report.audit_view import AuditView, Judgement, MeasuredDefence, OwnersView, Verdict
+from exhume.report.audit_view import AuditView, OwnersView
+from exhume.runs.defences import DefenceRow
 from exhume.runs.schema import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord, read_record
 from made_run import RAN, Made, made_candidates, make_audit, make_run, write_candidates
 from test_report import Reader, page_of
@@ -63,7 +65,9 @@ def test_the_title_is_the_result(made: Made) -> None:
 @pytest.mark.parametrize("p_value", [1e-9, 0.5])
 def test_the_title_follows_the_verdict(made: Made, verdict: Verdict, p_value: float) -> None:
     scored(made, lambda scores: replace(scores, p_value=p_value))
-    audit = AuditView(judgement=Judgement(verdict=verdict, sentence="So it is.", reasons=["First.", "Second."]))
+    audit = AuditView(
+        judgement=Judgement(verdict=verdict, strength="plainly", sentence="So it is.", reasons=("First.", "Second."))
+    )
     page = Reader(draw(made.folder, audit).read_text(encoding="utf-8"))
     counted = verdict == "leaks" and p_value < 0.05
     assert title(page) == ("4 of 12 training images came out of the weights" if counted else words.TITLES[verdict])
@@ -76,7 +80,10 @@ def test_without_a_control_the_title_claims_nothing(made: Made) -> None:
     tensors = read_tensors(made.folder / "scores.safetensors")
     empty = {name: tensor[:0] for name, tensor in tensors.items() if name.startswith("null")}
     write_tensors(made.folder / "scores.safetensors", tensors | empty)
-    for audit in (None, AuditView(judgement=Judgement(verdict="leaks", sentence="Not decided."))):
+    for audit in (
+        None,
+        AuditView(judgement=Judgement(verdict="leaks", strength="plainly", sentence="Not decided.", reasons=())),
+    ):
         page = Reader(draw(made.folder, audit).read_text(encoding="utf-8"))
         assert title(page) == "4 of 12 training images look recovered, without a control"
         assert "No held-out images were given" in page.text
@@ -255,5 +262,5 @@ def test_an_owner_s_view_may_be_of_one_part_alone(made: Made) -> None:
     view = AuditView(owner=OwnersView(images=make_audit(made.folder).owner.images))  # type: ignore[union-attr]
     text = Reader(draw(made.folder, view).read_text(encoding="utf-8")).text
     assert "What became of each image" in text and "Do your images explain" not in text and "it stayed at" not in text
-    none = AuditView(defences=[MeasuredDefence(name="n", what="w", message="m")])
+    none = AuditView(defences=[DefenceRow(name="n", what="w", message="m")])
     assert "What only you" not in Reader(draw(made.folder, none).read_text(encoding="utf-8")).text

@@ -12,6 +12,7 @@ from torch import Tensor
 from exhume.attack.find_start import chance
 from exhume.attack.methods.input_subspace import REWEIGHT_EVERY
 from exhume.audit.scores import sentence
+from exhume.audit.verdict import judge
 from exhume.checkpoint import Description
 from exhume.errors import InputError
 from exhume.layers import LayerGraph
@@ -19,11 +20,13 @@ from exhume.metrics import measure_of
 from exhume.networks import Task
 from exhume.records import read_tensors, replace_file
 from exhume.report import entries, figures
-from exhume.report.audit_view import AuditView, LeakedImage
+from exhume.report.audit_view import AuditView, LeakedImage, view_of
 from exhume.report.entries import Entry
 from exhume.report.glossary import explained, meanings
 from exhume.report.settings import in_words, layers
 from exhume.report.words import caveats, fine_percent, headline, number, percent, raised, typeset
+from exhume.runs.applicability import read_applicability
+from exhume.runs.audit_record import AuditRecord
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord, TrainingRecord, read_record
 from exhume.runs.store import read_candidate_tensors
 
@@ -73,12 +76,13 @@ def draw(run: Path, audit: AuditView | None = None) -> Path:
         page = exhume.draw(Path("runs/demo"))
 
     Args:
-        audit: what an audit found besides; the page's title then follows its verdict.
+        audit: what an audit found besides; None: what audit.json holds, or else the verdict on the scores alone.
 
     Raises:
         InputError: the folder holds no checkpoint or no candidates, or one of its files is damaged.
     """
-    page = _render(_context(_contents(run), audit or AuditView()))
+    contents = _contents(run)
+    page = _render(_context(contents, audit or _audit(run, contents)))
     replace_file(run / "report.html", page.encode())
     return run / "report.html"
 
@@ -109,6 +113,16 @@ def _contents(run: Path) -> Contents:
         scores=scores,
         truth=truth,
     )
+
+
+def _audit(run: Path, contents: Contents) -> AuditView:
+    """What was audited here, if it is of these candidates; else the verdict as far as the scores tell it."""
+    record = _optional(run / "audit.json", AuditRecord)
+    if record is not None and record.checkpoint == contents.found.checkpoint and contents.scores:
+        return view_of(record)
+    if contents.scores is None:
+        return AuditView()
+    return AuditView(judgement=judge(contents.scores, read_applicability(contents.found)))
 
 
 def _start(run: Path, found: CandidatesRecord) -> StartRecord | None:

@@ -2,20 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Verdict = Literal["leaks", "nothing found", "does not apply"]
-Fate = Literal["found", "stays but not found", "does not stay", "outside the subspace"]
-"""What became of a training image, from the worst for its owner to the best."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """The verdict, the sentence that gives it, and its reasons, a sentence each. The page's title follows it."""
-
-    verdict: Verdict
-    sentence: str
-    reasons: Sequence[str] = ()
+from exhume.audit.membership import Membership as Measured
+from exhume.audit.verdict import Judgement
+from exhume.runs.audit_record import AuditedImage, AuditRecord, Fate, LayerResidual
+from exhume.runs.audit_record import OwnersView as Owners
+from exhume.runs.defences import DefenceRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,24 +21,10 @@ class LeakedImage:
 
     row: int
     name: str
-    label: float
+    label: float | None
     ncc: float
     confidence: float | None = None
     share: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerResidual:
-    """How much of a layer is left unexplained, relative to the layer, by the best sum over given images.
-
-    training: by the true images; held_out: by as many held-out ones; candidates: by what the search found. None: not
-    computed.
-    """
-
-    layer: str
-    training: float
-    held_out: float | None = None
-    candidates: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +36,7 @@ class ImageFate:
     """
 
     name: str
-    label: float
+    label: float | None
     fate: Fate
     reachable: float | None = None
     stays: float | None = None
@@ -102,25 +80,6 @@ class Membership:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredDefence:
-    """A variant of the training, retrained and attacked in the same way with the initial weights known.
-
-    what: the variant in words; recovered, of `images`, and null, of `held_out`, at NCC 0.9; accuracy: on held-out
-    images, in [0, 1]; epsilon: of differential privacy, None where there is none; message: why there are no figures.
-    """
-
-    name: str
-    what: str
-    recovered: int = 0
-    images: int = 0
-    null: int = 0
-    held_out: int = 0
-    accuracy: float = 0.0
-    epsilon: float | None = None
-    message: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class AuditView:
     """What the page shows of an audit. A section is drawn only if its part is given.
 
@@ -135,4 +94,54 @@ class AuditView:
     leaked: Sequence[LeakedImage] = ()
     owner: OwnersView | None = None
     membership: Membership | None = None
-    defences: Sequence[MeasuredDefence] = ()
+    defences: Sequence[DefenceRow] = ()
+
+
+def view_of(record: AuditRecord) -> AuditView:
+    """What the page shows of audit.json."""
+    return AuditView(
+        judgement=record.judgement,
+        next_steps=record.next_steps,
+        leaked=[
+            LeakedImage(
+                row=image.index,
+                name=image.name,
+                label=image.label,
+                ncc=image.ncc,
+                confidence=image.confidence,
+                share=image.share,
+            )
+            for image in record.leaked
+        ],
+        owner=None if record.owner is None else _owner(record.owner, record.images),
+        membership=_membership(record.membership),
+        defences=record.defences,
+    )
+
+
+def _owner(owner: Owners, images: Sequence[AuditedImage]) -> OwnersView:
+    return OwnersView(
+        residuals=owner.residuals,
+        images=[
+            ImageFate(name=image.name, label=image.label, fate=image.fate, reachable=image.inside, stays=image.stays)
+            for image in images
+        ],
+        held_out=owner.held_out or None,
+        held_out_stay=owner.held_out_stay if owner.held_out else None,
+    )
+
+
+def _membership(measured: Sequence[Measured]) -> Membership | None:
+    if not measured:
+        return None
+    signals = [
+        MembershipSignal(
+            name=one.signal,
+            auc=one.auc,
+            auc_low=one.auc_interval.low,
+            auc_high=one.auc_interval.high,
+            tpr=one.true_positives,
+        )
+        for one in measured
+    ]
+    return Membership(training=measured[0].members, held_out=measured[0].others, signals=signals)

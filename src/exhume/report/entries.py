@@ -115,9 +115,9 @@ def known(confidence: Tensor, row: int) -> float | None:
     return float(confidence[row])
 
 
-def class_name(task: Task, classes: Sequence[str], label: float) -> str:
+def class_name(task: Task, classes: Sequence[str], label: float | None) -> str:
     """An image's class, or its target, in words."""
-    if isnan(label):
+    if label is None or isnan(label):
         return "class unknown"
     if task == "regression" or not 0 <= label < len(classes):
         return f"target {label:g}"

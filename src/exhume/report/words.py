@@ -4,8 +4,8 @@ import re
 
 from exhume.attack.methods import Exhume
 from exhume.audit.scores import Counts
+from exhume.audit.verdict import Judgement
 from exhume.defence.training import TrainingConfig
-from exhume.report.audit_view import Judgement
 from exhume.runs.schema import CandidatesRecord
 
 SIGNIFICANT = 0.05
@@ -35,7 +35,7 @@ def headline(judgement: Judgement | None, scores: Counts | None, total: int, thi
     recovered = f"{scores.recovered['0.9']} of {scores.images} training {thing}s"
     if not scores.held_out:
         return f"{recovered} look recovered, without a control"
-    came_out = scores.p_value < SIGNIFICANT
+    came_out = scores.p_value is not None and scores.p_value < SIGNIFICANT
     if judgement:
         sure = judgement.verdict == "leaks" and came_out
         return f"{recovered} came out of the weights" if sure else TITLES[judgement.verdict]

@@ -158,9 +158,7 @@ def next_steps(judgement: Judgement, scores: ScoresRecord, found: CandidatesReco
     else:
         steps.append("Do not take this for a proof of safety: the method cannot read this network.")
     if scores.held_out == 0:
-        steps.append(
-            "Give images of the same kind that the network never saw (`--held-out`): without them nothing has a control."
-        )
+        steps.append("Give images of the same kind that the network never saw (`--held-out`), as a control.")
     return steps
 
 
@@ -238,7 +236,8 @@ def _view(own: Examination, others: Examination | None, theirs: Examination | No
         held_out=others.residual if others else None,
         candidates=theirs.residual if theirs else None,
     )
-    rows = [row(name, own.layers, others and others.layers, theirs and theirs.layers) for name in own.layers]
+    rest = [None if one is None else one.layers for one in (others, theirs)]
+    rows = [row(name, own.layers, *rest) for name in own.layers]
     return OwnersView(
         residuals=[whole, *rows],
         training=len(own.stays),
