@@ -31,8 +31,8 @@ class KnownInit:
 
     of: what is explained, the weights' change since then or, in its place, the optimiser's momentum (the start is then
     unknown); retained: share of the start that weight decay has left in the trained weights; exact: whether the change
-    of the first dense layer has few directions, as gradient descent on few images gives it. It has many where steps were
-    taken element by element (Adam), where convolutions before it changed, or where there are more images than
+    of the first dense layer has few directions, as gradient descent on few images gives it. It has many where steps
+    were taken element by element (Adam), where convolutions before it changed, or where there are more images than
     directions.
     """
 

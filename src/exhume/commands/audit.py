@@ -65,7 +65,12 @@ class Audit:
     """The order in which the network takes the values of an image; auto: told from the weights, where these show it."""
     channels: Literal["rgb", "bgr"] = "rgb"
     """The order of its channels."""
-    settings: OmitArgPrefixes[Exhume] = field(default_factory=Exhume)
+    steps: int = Exhume.steps
+    """Steps of each search."""
+    restarts: int = Exhume.restarts
+    """Searches from independent starts."""
+    seed: int = Exhume.seed
+    """Seed of the searches."""
     defend: bool = False
     """Train variants of the network on the images, attack them alike, and show leak against accuracy."""
     fail_on: Literal["leaks"] | None = None
@@ -86,7 +91,7 @@ class Audit:
                 network,
                 mine,
                 Source(images=self.images, selection=self.selection, held_out=self.held_out, split=self.split),
-                method=self.settings,
+                method=Exhume(steps=self.steps, restarts=self.restarts, seed=self.seed),
                 initial=self._initial(network.checkpoint),
                 find_start=self.find_start,
                 defend=self.defend,
