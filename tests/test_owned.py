@@ -1,6 +1,7 @@
 """The owner's images: every one counts, and none of them is ever made into a control."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from exhume.cli import main
 from exhume.errors import InputError
-from exhume.problems import Selection, load_problem
+from exhume.problems import Selection, load_problem, owned
 from exhume.problems.owned import load_images
 
 
@@ -174,6 +175,18 @@ def test_black_images_are_compared_by_their_bytes(tmp_path: Path) -> None:
 def test_real_digits_are_no_copies_of_each_other() -> None:
     mine = load_images("mnist-digits", selection=Selection(per_class=200, data_dir="installed"))
     assert (len(mine.images), len(mine.held_out)) == (2000, 2000)
+
+
+def test_images_that_a_published_data_set_holds_twice_are_left_out_of_the_control(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    selection = Selection(per_class=2, data_dir="installed")
+    problem = load_problem("mnist-digits", selection)
+    twice = replace(problem, held_out=torch.cat([0.9 * problem.images[3:4] + 0.05, problem.held_out[1:]]))
+    monkeypatch.setattr(owned, "load_problem", lambda *_: twice)
+    mine = load_images("mnist-digits", selection=selection)
+    assert torch.equal(mine.held_out, problem.held_out[1:])
+    assert (len(mine.held_out_names), mine.held_out_names[0]) == (19, "held-out image 1")
 
 
 def test_a_change_of_the_images_or_of_the_control_shows(tmp_path: Path, uneven: Path) -> None:

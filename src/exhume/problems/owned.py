@@ -115,6 +115,7 @@ def load_images(
         if split is not None:
             raise InputError(f"{place} says itself what is held out; a split is for folders and .npz files.")
         owned = _of_problem(load_problem(place, selection))
+        owned = _without_twins(owned) if place in PROBLEMS else owned
         if held_out is not None:
             owned = replace(owned, held_out=owned.held_out[:0], held_out_labels=None, held_out_names=())
     else:
@@ -352,6 +353,18 @@ def _check(owned: OwnedImages) -> None:
             f"{len(twins)} of the {len(owned.held_out)} held-out images are training images too, so they are no "
             f"control ({few}{', ...' if len(twins) > 3 else ''}). Take them out, or give no held-out images."
         )
+
+
+def _without_twins(owned: OwnedImages) -> OwnedImages:
+    """Published data sets hold some images twice; nobody but this program chose which are held out."""
+    twins = _twins(owned.images, owned.held_out)
+    kept = [k for k in range(len(owned.held_out)) if k not in twins]
+    return replace(
+        owned,
+        held_out=owned.held_out[kept],
+        held_out_labels=None if owned.held_out_labels is None else owned.held_out_labels[kept],
+        held_out_names=tuple(owned.held_out_names[k] for k in kept),
+    )
 
 
 def _twins(images: Float[Tensor, "n c h w"], held_out: Float[Tensor, "k c h w"]) -> dict[int, int]:
