@@ -21,6 +21,7 @@ FUNCTIONS = [name for name in CALLABLE if not inspect.isclass(CALLABLE[name])]
 GIVEN_BY = {
     "Candidates": "reconstruct",
     "Checkpoint": "load_checkpoint",
+    "Examination": "examine",
     "InputError": "load_problem",
     "SearchOutcome": "find_start",
     "Start": "find_start",
