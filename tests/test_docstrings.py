@@ -21,6 +21,7 @@ FUNCTIONS = [name for name in CALLABLE if not inspect.isclass(CALLABLE[name])]
 GIVEN_BY = {
     "Candidates": "reconstruct",
     "Checkpoint": "load_checkpoint",
+    "Examination": "examine",
     "ForeignNetwork": "read_network",
     "InputError": "load_problem",
     "Judgement": "judge",

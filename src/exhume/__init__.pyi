@@ -1,3 +1,5 @@
+from .attack.examine import Examination as Examination
+from .attack.examine import examine as examine
 from .attack.find_start import SearchOutcome as SearchOutcome
 from .attack.find_start import Start as Start
 from .attack.find_start import StartSearch as StartSearch
@@ -7,6 +9,7 @@ from .attack.methods import METHODS as METHODS
 from .attack.methods import Exhume as Exhume
 from .attack.methods import Reference as Reference
 from .attack.reconstruct import reconstruct as reconstruct
+from .attack.signals import signals as signals
 from .attack.stationarity import OBJECTIVES as OBJECTIVES
 from .audit.matching import match as match
 from .audit.membership import Membership as Membership

@@ -26,7 +26,7 @@ from exhume.errors import InputError
 from exhume.metrics import similarity
 from exhume.networks import Task
 
-Labels = Int[Tensor, " n"] | Float[Tensor, " n"]
+Labels = Int[Tensor, " labels"] | Float[Tensor, " labels"]
 CHUNK = 256
 """Images that are differentiated at a time, where memory grows with them."""
 STAY_STEPS = 150
@@ -50,6 +50,9 @@ class Examination:
     where there is none; reachable: [n], similarity of each image and its projection on this subspace, the most that any
     search within it can reach, 1 where it searches all images; stays: [n], similarity of each image and the end of a
     short search that begins at it, NaN if none was asked for.
+
+        examined = exhume.examine(checkpoint, problem.images, problem.labels)
+        at_risk = examined.explained.argsort(descending=True)[:10]
     """
 
     residual: float

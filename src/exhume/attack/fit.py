@@ -21,7 +21,7 @@ REWEIGHTINGS = 3
 0.005 (networks demo, sgd and untrained of docs/theory.md, "What the owner can see")."""
 FIT_STEPS = 200
 """Most steps of L-BFGS-B in a fit."""
-FIT_TOLERANCE = 1e-7
+FIT_TOLERANCE = 1e-9
 """Decrease of the residual in a step at which a fit ends."""
 
 

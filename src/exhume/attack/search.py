@@ -119,6 +119,7 @@ class SearchOfFixed(Search, Protocol):
         """The residual of un-centred images as a function of their cotangents; `chunk` of them are held at a time."""
 
 
+@runtime_checkable
 class Begin(Protocol):
     """Begins a search; each call draws another first guess, unless one is given."""
 
