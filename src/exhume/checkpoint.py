@@ -13,7 +13,7 @@ from torch import Tensor
 
 from exhume.errors import InputError
 from exhume.networks import CentredNetwork, NetworkConfig, Shape, Task, build
-from exhume.records import read, read_tensors, write, write_tensors
+from exhume.records import encode_together, read, read_tensors, replace_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,15 +117,19 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         InputError: a file cannot be written.
     """
+    replace_files(checkpoint_files(checkpoint, folder))
+
+
+def checkpoint_files(checkpoint: Checkpoint, folder: Path) -> dict[Path, bytes]:
+    """What `save_checkpoint` writes: the files' contents, the record last."""
     tensors = {"centre": checkpoint.centre, **{f"layers.{k}": v for k, v in checkpoint.weights.items()}}
-    write_tensors(folder / "checkpoint.safetensors", tensors)
     description = _Description(
         network=checkpoint.network,
         task=checkpoint.task,
         classes=checkpoint.classes,
         fingerprint=checkpoint.fingerprint,
     )
-    write(folder / "checkpoint.json", description)
+    return encode_together(folder / "checkpoint", description, tensors)
 
 
 def load_checkpoint(folder: Path | str) -> Checkpoint:

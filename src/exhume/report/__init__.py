@@ -15,6 +15,7 @@ from exhume.metrics import measure_of
 from exhume.networks import NetworkConfig, Task
 from exhume.records import read_tensors, replace_file
 from exhume.report import figures
+from exhume.runs.claim import alone
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord, TrainingRecord, read_record
 from exhume.runs.store import read_candidate_tensors
 
@@ -66,6 +67,7 @@ class Pair:
     found: str | None
 
 
+@alone
 def draw(run: Path) -> Path:
     """Writes run/report.html, a page that needs no other file and no other host, and returns its path.
 
@@ -78,7 +80,7 @@ def draw(run: Path) -> Path:
         InputError: the folder holds no checkpoint or no candidates, or one of its files is damaged.
     """
     page = _render(_context(_contents(run)))
-    replace_file(run / "report.html", page.encode())
+    replace_file(run / "report.html", page.encode(errors="backslashreplace"))
     return run / "report.html"
 
 
