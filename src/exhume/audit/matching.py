@@ -60,7 +60,8 @@ def match(candidates: Candidates | Images, images: Float[Tensor, "n c h w"]) -> 
     usable = finite(found)
     values = torch.where(usable, similarity(images, found), -1.0)
     assigned = torch.full((len(images),), -1)
-    rows, columns = (torch.from_numpy(chosen) for chosen in linear_sum_assignment(values.numpy(), maximize=True))
+    ranked = torch.where(usable, values, -2.0)  # below any similarity: no image takes what is not finite by a tie
+    rows, columns = (torch.from_numpy(chosen) for chosen in linear_sum_assignment(ranked.numpy(), maximize=True))
     assigned[rows] = torch.where(usable[columns], columns, -1)
     return Matches(similarity=values, nearest=_best(values, usable), assigned=assigned)
 

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from exhume.attack.interruption import OtherState, ReconstructionState
@@ -136,13 +138,31 @@ def load_centre(path: Path, shape: Shape) -> Tensor:
     Raises:
         InputError: the file cannot be read, or holds no image of this shape.
     """
+    if not path.is_file():
+        raise InputError(f"{path} is no file." if path.exists() else f"There is no {path}.")
     try:
-        centre = torch.from_numpy(np.load(path, allow_pickle=False)).float()
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise InputError(f"{path} is no .npy file with an image: {error}.") from None
-    if tuple(centre.shape) != tuple(shape):
-        raise InputError(f"{path} holds an array of shape {tuple(centre.shape)}, not of the images' {tuple(shape)}.")
-    return centre
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(stored, np.ndarray):
+            raise ValueError("it is an archive of arrays")
+    except (OSError, ValueError, TypeError, EOFError, OverflowError, SyntaxError) as error:
+        why = "it is no array" if "pickle" in str(error) else error
+        raise InputError(f"{path} is no .npy file with an image: {why}.") from None
+    if stored.shape != tuple(shape):
+        raise InputError(f"{path} holds an array of shape {stored.shape}, not of the images' {tuple(shape)}.")
+    if stored.dtype.kind != "f" or not np.all((stored >= 0) & (stored <= 1)):
+        raise InputError(
+            f"{path} must hold floats in [0, 1], as the images are, and holds {_range(stored)}; divide bytes by 255."
+        )
+    return torch.from_numpy(np.array(stored, dtype=np.float32))
+
+
+def _range(values: NDArray[Any]) -> str:
+    """What an array holds, in words."""
+    if values.dtype.kind not in "iuf":
+        return str(values.dtype)
+    if not np.isfinite(values).all():
+        return f"{values.dtype} that are not finite"
+    return f"{values.dtype} from {values.min():g} to {values.max():g}"
 
 
 @alone

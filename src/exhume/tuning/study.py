@@ -296,6 +296,8 @@ def _attempt(job: _Job, study: "optuna.Study", begun: int | None, progress_callb
     trial = study.ask() if begun is None else optuna.trial.Trial(study, begun)
     study.sampler = _sampler(job, trial.number)
     ranges = SPACES[job.config.space].ranges
+    if begun is not None:
+        _draw_again(study, begun)
     searched: dict[str, Any] = {name: _suggest(trial, name, values) for name, values in ranges.items()}
     method = replace(job.method, **searched)
     yardstick, start = _Yardstick(job, method, trial), perf_counter()
@@ -323,6 +325,15 @@ def _attempt(job: _Job, study: "optuna.Study", begun: int | None, progress_callb
         return
     job.keep(trial.number, method, candidates, perf_counter() - start)
     end(values=value)
+
+
+def _draw_again(study: "optuna.Study", begun: int) -> None:
+    """Draws once more what an interrupted trial had drawn, so that what it draws next is what it would have drawn."""
+    trial = study._storage.get_trial(begun)
+    given = trial.system_attrs.get("fixed_params", {})
+    for name, distribution in trial.distributions.items():
+        if name not in given:
+            study.sampler.sample_independent(study, trial, name, distribution)
 
 
 class _Yardstick:
