@@ -23,7 +23,7 @@ from exhume.defence.losses import resolve_loss
 from exhume.networks import build
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, names_and_summaries
-from exhume.records import provenance, read_tensors
+from exhume.records import SEAL, provenance, read_tensors
 from exhume.runs.store import FILES
 
 EXHUME = Path(sys.executable).with_name("exhume")
@@ -34,6 +34,8 @@ SHOWN = [
 """The commands that the pages for users show."""
 TINY = ("--widths", "20", "--epochs", "6", "--per-class", "5")
 SHORT = ("--steps", "3", "--per-class", "6")
+UNLIKE = {"seconds": None, "provenance": None, SEAL: None}
+"""What differs between two records of the same results."""
 
 
 @pytest.fixture(autouse=True)
@@ -209,7 +211,7 @@ def test_what_does_not_fit_the_run_is_refused(
     assert hint in refused(capsys, *words)
 
 
-@pytest.mark.parametrize("name", ["training.json", *FILES["training"][2:], *FILES["candidates"]])
+@pytest.mark.parametrize("name", ["training.json", *FILES["training"][2:], *FILES["candidates"][:2]])
 def test_a_damaged_run_is_refused(capsys: pytest.CaptureFixture[str], finished: Path, name: str) -> None:
     path = Path(shutil.copytree(finished, "run")) / name
     content = path.read_bytes()
@@ -266,10 +268,8 @@ def test_an_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit) as ended:
         main(["train", "mine.py", "run"])
     assert ended.value.code == 130
-    assert capsys.readouterr().err.strip() == (
-        "exhume: interrupted; by the same command a training goes on where it was last saved, every 20 s, "
-        "and a search after the trials that have ended"
-    )
+    told = "exhume: interrupted; the same command goes on where the training was"
+    assert capsys.readouterr().err.strip() == told
 
 
 # ---- Help and tables
@@ -557,7 +557,7 @@ def test_the_pipeline_gives_the_same_numbers_in_another_process(here: Path, fini
     for name, key in (("training.json", "history"), ("training.json", "margins"), ("candidates.json", "history")):
         assert record(here / "run", name)[key] == record(finished, name)[key]
     scores, again = record(here / "run", "scores.json"), record(finished, "scores.json")
-    assert {**scores, "seconds": None, "provenance": None} == {**again, "seconds": None, "provenance": None}
+    assert {**scores, **UNLIKE} == {**again, **UNLIKE}
 
 
 def test_bad_input_ends_the_process_with_2(here: Path) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
+import by_hand
 from exhume.attack.methods import Exhume
 from exhume.audit.matching import Matches, match
 from exhume.audit.scores import control_images
@@ -24,7 +26,7 @@ from exhume.foreign import load_state_dict
 from exhume.networks import NetworkConfig
 from exhume.problems import Selection, load_problem, locate
 from exhume.progress import Progress, ProgressCallback, no_op
-from exhume.records import read_tensors, write_tensors
+from exhume.records import read_about, read_tensors, write_tensors
 from exhume.report import draw
 from exhume.runs import pipeline
 from exhume.runs.pipeline import reconstruct_run, score_run, train_run
@@ -87,7 +89,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def edit(path: Path, **values: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    by_hand.change(path, lambda content: content.update(values))
 
 
 # ---- The stages
@@ -221,10 +223,20 @@ def test_other_candidates_are_refused_unless_they_may_overwrite(run: Path) -> No
     assert set(contents(run)) == STAGES["training"] | STAGES["candidates"]
 
 
-def test_a_repeated_training_with_other_weights_removes_what_was_made_from_the_old(run: Path) -> None:
-    edit(run / "candidates.json", checkpoint="0" * 16)  # as if they came from another machine's rounding
+def test_a_finished_training_is_finished(run: Path) -> None:
+    before = contents(run)
+    assert train_tiny(run) == read_training(run)
+    assert contents(run) == before
+    train_tiny(run, overwrite=True)  # and gives the same weights, of which all the rest is still true
+    assert set(contents(run)) == set(before)
+    assert contents(run)["training.json"] != before["training.json"]
+
+
+def test_a_training_whose_checkpoint_is_gone_is_done_again(run: Path) -> None:
+    before = contents(run)
+    (run / "checkpoint.safetensors").unlink()
     train_tiny(run)
-    assert set(contents(run)) == STAGES["training"]
+    assert contents(run)["checkpoint.safetensors"] == before["checkpoint.safetensors"]
 
 
 def test_candidates_of_another_checkpoint_are_not_scored(run: Path, tmp_path: Path) -> None:
@@ -333,7 +345,7 @@ def test_small_files_hold_the_same_images_to_a_255th_of_their_range(run: Path, t
 def test_half_precision_is_read_as_float32(run: Path) -> None:
     before, path = load_candidates(run)[0], run / "candidates.safetensors"
     tensors = read_tensors(path)
-    write_tensors(path, {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()})
+    by_hand.put_tensors(path, {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()})
     after = load_candidates(run)[0]
     assert after.images.dtype == after.multipliers.dtype == torch.float32
     torch.testing.assert_close(after.images, before.images, rtol=1e-3, atol=1e-3)
@@ -349,7 +361,7 @@ def test_tensors_that_do_not_fit_each_other_are_no_candidates(run: Path, change:
         tensors["labels"] = tensors["labels"][1:]
     else:
         del tensors[change.removeprefix("no ")]
-    write_tensors(path, tensors)
+    by_hand.put_tensors(path, tensors)
     for stage in (score_run, draw):
         with pytest.raises(InputError, match=r"candidates\.safetensors does not hold candidates: "):
             stage(run)
@@ -385,7 +397,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
     monkeypatch.setattr(pipeline, "SAVE_EVERY", -1.0)
     folder = tmp_path / "run"
     interrupt(folder, 8, training)
-    assert set(contents(folder)) == {"training.json", "training-state.safetensors"}
+    assert set(contents(folder)) == {"training-state.safetensors"}
     with pytest.raises(InputError, match="was interrupted; `exhume train` with the same words goes on with it"):
         read_training(folder)
     with pytest.raises(InputError, match=r"There is no .*checkpoint\.json"):
@@ -400,9 +412,28 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(
     assert (record.history, record.margins) == (whole.history, whole.margins)
 
 
-def test_an_interruption_before_anything_was_saved_leaves_nothing(tmp_path: Path) -> None:
-    interrupt(tmp_path / "run", 8)
-    assert contents(tmp_path / "run") == {}
+def test_what_an_interruption_ends_is_saved_whenever_it_was_saved_last(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    interrupt(folder, 8)
+    again = Interrupt(None)
+    train_tiny(folder, progress_callback=again)
+    assert again.heard[0] == 8
+
+
+def test_a_training_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    interrupt(folder, 8)
+    about, tensors = read_about(folder / "training-state.safetensors")
+    (folder / "training.json").write_text(about)
+    (folder / "training-state.safetensors").write_bytes(safetensors.torch.save(tensors))
+    with pytest.raises(InputError, match="was interrupted; `exhume train` with the same words goes on with it"):
+        read_training(folder)
+    with pytest.raises(InputError, match="already holds another training"):
+        train_tiny(folder, replace(TRAINING, lr=0.2))
+    again = Interrupt(None)
+    train_tiny(folder, progress_callback=again)
+    assert again.heard[0] == 8
+    assert set(contents(folder)) == STAGES["training"]
 
 
 def test_an_interrupted_training_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,13 +450,80 @@ def test_an_interrupted_training_keeps_its_folder(tmp_path: Path, monkeypatch: p
     assert set(contents(folder)) == STAGES["training"]
 
 
-@pytest.mark.parametrize(("save_every", "left"), [(1e9, set()), (-1.0, set(FILES["training"][:2]))])
-def test_an_interrupted_replacement_leaves_nothing_of_the_old_run(
-    run: Path, monkeypatch: pytest.MonkeyPatch, save_every: float, left: set[str]
-) -> None:
-    monkeypatch.setattr(pipeline, "SAVE_EVERY", save_every)
-    interrupt(run, 8, replace(TRAINING, lr=0.2), overwrite=True)
-    assert set(contents(run)) == left
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_an_interrupted_replacement_leaves_the_old_run_and_goes_on(run: Path, overwrite: bool) -> None:
+    before, other = contents(run), replace(TRAINING, lr=0.2)
+    interrupt(run, 8, other, overwrite=True)
+    after = contents(run)
+    assert set(after) - set(before) == {"training-state.safetensors"}
+    assert before.items() <= after.items()
+    again = Interrupt(None)
+    train_tiny(run, other, overwrite=overwrite, progress_callback=again)
+    assert again.heard[0] == 8
+    assert set(contents(run)) == STAGES["training"]
+
+
+def test_a_replacement_that_diverges_leaves_the_old_run(run: Path) -> None:
+    before = contents(run)
+    with pytest.raises(InputError, match="no longer finite"):
+        train_tiny(run, replace(TRAINING, loss="mse", lr=1e12), overwrite=True)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_interrupted_reconstruction_ends_as_if_it_had_not_been(tmp_path: Path, dtype: Any) -> None:
+    folder, method = tmp_path / "run", replace(SEARCH, steps=40, dtype=dtype)
+    train_tiny(folder)
+    shutil.copytree(folder, tmp_path / "whole")
+    whole = reconstruct_run(tmp_path / "whole", method, device="cpu")
+    for step in (10, 30):
+        stop = Interrupt(step)
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct_run(folder, method, device="cpu", progress_callback=stop)
+        assert set(contents(folder)) == STAGES["training"] | {"reconstruction-state.safetensors"}
+    assert stop.heard[0] == 11
+    with pytest.raises(InputError, match="a reconstruction of other settings was interrupted"):
+        reconstruct_run(folder, SEARCH, device="cpu")
+    found = reconstruct_run(folder, method, device="cpu")
+    assert set(contents(folder)) == STAGES["training"] | STAGES["candidates"]
+    name = "candidates.safetensors"
+    assert contents(folder)[name] == contents(tmp_path / "whole")[name]
+    assert found.history == whole.history
+    assert found.provenance.seconds > 0
+
+
+def test_an_interrupted_reconstruction_leaves_the_old_candidates_and_may_be_given_up(run: Path) -> None:
+    before, other = contents(run), replace(SEARCH, steps=40)
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct_run(run, other, device="cpu", overwrite=True, progress_callback=Interrupt(20))
+    assert before.items() <= contents(run).items()
+    assert score_run(run).candidates == 24
+    reconstruct_run(run, SEARCH, device="cpu", overwrite=True)
+    assert set(contents(run)) == STAGES["training"] | STAGES["candidates"]
+
+
+@pytest.mark.parametrize("damage", ["half", "other", "other coordinates", "fewer searches"])
+def test_a_damaged_state_of_a_reconstruction_is_refused(tmp_path: Path, damage: str) -> None:
+    folder, method = tmp_path / "run", replace(SEARCH, steps=40)
+    train_tiny(folder)
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct_run(folder, method, device="cpu", progress_callback=Interrupt(10))
+    state = folder / "reconstruction-state.safetensors"
+    about, tensors = read_about(state)
+    if damage == "half":
+        state.write_bytes(state.read_bytes()[:100])
+    elif damage == "other":
+        write_tensors(state, {"images": torch.zeros(3)}, about)
+    elif damage == "other coordinates":
+        write_tensors(state, {k: 1 - v if "own subspace" in k else v for k, v in tensors.items()}, about)
+    else:
+        write_tensors(state, {k: v for k, v in tensors.items() if not k.startswith("1 ")}, about)
+    with pytest.raises(InputError, match=r"reconstruction-state|coordinates|searches"):
+        reconstruct_run(folder, method, device="cpu")
+    again = Interrupt(None)
+    reconstruct_run(folder, method, device="cpu", overwrite=True, progress_callback=again)
+    assert again.heard[0] == 0
+    assert set(contents(folder)) == STAGES["training"] | STAGES["candidates"]
 
 
 @pytest.mark.parametrize("damage", ["half", "other"])
@@ -448,7 +546,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_tensors_that_are_no_candidates_are_refused(run: Path) -> None:
-    write_tensors(run / "candidates.safetensors", {"images": torch.zeros(3, 1, 1, 2)})
+    by_hand.put_tensors(run / "candidates.safetensors", {"images": torch.zeros(3, 1, 1, 2)})
     with pytest.raises(InputError, match="does not hold candidates"):
         score_run(run)
 

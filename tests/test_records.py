@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +13,22 @@ import pytest
 import safetensors.torch
 import torch
 
+import by_hand
 from exhume.errors import InputError
-from exhume.records import FORMAT, READ, Provenance, Upgrade, provenance, read, read_tensors, write, write_tensors
+from exhume.records import (
+    FORMAT,
+    READ,
+    Provenance,
+    Upgrade,
+    provenance,
+    read,
+    read_about,
+    read_tensors,
+    replace_file,
+    write,
+    write_tensors,
+    write_together,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +77,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    content = json.loads(path.read_text())
-    edit(content)
-    path.write_text(json.dumps(content))
+    by_hand.change(path, edit)
 
 
 def refusal(path: Path, kind: type = Record, upgrade: Upgrade = dict) -> str:
@@ -252,23 +266,93 @@ def test_missing_tensors_are_refused(tmp_path: Path) -> None:
 # ---- All or nothing
 
 
-@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
 def test_a_failed_writing_leaves_what_was_there(path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     before = path.read_bytes()
 
-    def full(part: Path, *_: object) -> None:
-        if failing == "write_bytes":
-            with part.open("wb") as file:
-                file.write(b"half")
+    write_some = os.write
+
+    def full(file: int, content: bytes = b"") -> int:
+        if failing == "write" and len(content) > 4:
+            return write_some(file, content[:4])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, failing, full)
+    monkeypatch.setattr(Path if failing == "replace" else os, failing, full)
     with pytest.raises(InputError, match=r"record\.json cannot be written: No space left on device\."):
         write(path, Inner())
     with pytest.raises(InputError, match=r"other\.safetensors cannot be written: No space left on device\."):
         write_tensors(path.with_name("other.safetensors"), {"values": torch.zeros(3)})
     assert [file.name for file in path.parent.iterdir()] == ["record.json"]
     assert path.read_bytes() == before
+
+
+def test_several_files_are_replaced_together_or_not_at_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, sync = path.with_name("run"), os.fsync
+    write_together(run, FULL, {"values": torch.zeros(3)})
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    syncs: list[int] = []
+
+    def full_at_the_second(file: int) -> None:
+        syncs.append(file)
+        if len(syncs) == 2:
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    with pytest.raises(InputError, match=r"run\.json cannot be written: No space left on device\."):
+        write_together(run, replace(FULL, count=4), {"values": torch.ones(3)})
+    assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_a_record_is_read_with_its_own_tensors_only(tmp_path: Path) -> None:
+    for name, value in (("one", 0.0), ("two", 1.0)):
+        write_together(tmp_path / name, FULL, {"values": torch.full((3,), value)})
+    assert read(tmp_path / "one.json", Record) == FULL
+    (tmp_path / "two.safetensors").replace(tmp_path / "one.safetensors")
+    with pytest.raises(InputError, match=r"one\.safetensors is damaged, or does not belong to the one\.json beside it"):
+        read(tmp_path / "one.json", Record)
+    with pytest.raises(InputError, match=r"There is no .*two\.safetensors"):
+        read(tmp_path / "two.json", Record)
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.safetensors"])
+def test_every_changed_byte_is_an_error(tmp_path: Path, name: str) -> None:
+    write_together(tmp_path / "run", Inner(), {"values": torch.arange(5.0)})
+    path = tmp_path / name
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for flip in (1, 2, 4, 32, 128, 255):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+            with pytest.raises(InputError):
+                read(path, Inner) if name == "run.json" else read_tensors(path)
+
+
+def test_a_text_stands_beside_tensors_and_files_of_others_need_no_digest(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {"values": torch.zeros(3)}, about="of what they are")
+    assert read_about(tmp_path / "a.safetensors")[0] == "of what they are"
+    for beside in (None, {"format": "pt"}):
+        (tmp_path / "b.safetensors").write_bytes(safetensors.torch.save({"values": torch.zeros(3)}, beside))
+        assert read_tensors(tmp_path / "b.safetensors").keys() == {"values"}
+
+
+def test_many_writers_of_one_file_leave_one_of_their_files_whole(tmp_path: Path) -> None:
+    path = tmp_path / "shared.json"
+    texts = [str(number) * 20_000 for number in range(4)]
+
+    def write_often(text: str) -> None:
+        for _ in range(50):
+            replace_file(path, text.encode())
+            assert path.read_text() in texts
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write_often, texts))
+    assert [file.name for file in tmp_path.iterdir()] == ["shared.json"]
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match="is no file: a pipe or a device is not read"):
+        read(tmp_path / "pipe.json", Record)
 
 
 def test_an_interrupted_writing_leaves_what_was_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from exhume.errors import InputError
 from exhume.layers import LayerGraph, build_layers
 from exhume.networks import CentredNetwork, NetworkConfig, Shape, Task, build
-from exhume.records import decode, encode, read, read_tensors, register, write, write_tensors
+from exhume.records import decode, encode_together, read, read_tensors, register, replace_files, unstructured
 
 Description = NetworkConfig | LayerGraph
 """A network that `train` makes, or the layers of one that was built elsewhere."""
@@ -159,7 +159,7 @@ def _decode_network(content: Mapping[str, Any]) -> Description:
     return decode(content, LayerGraph) if graph else decode(content, NetworkConfig)
 
 
-register(Description, encode, _decode_network)
+register(Description, unstructured, _decode_network)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
@@ -170,15 +170,19 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
     Raises:
         InputError: a file cannot be written.
     """
+    replace_files(checkpoint_files(checkpoint, folder))
+
+
+def checkpoint_files(checkpoint: Checkpoint, folder: Path) -> dict[Path, bytes]:
+    """What `save_checkpoint` writes: the files' contents, the record last."""
     tensors = checkpoint.images_seen | {f"layers.{name}": tensor for name, tensor in checkpoint.weights.items()}
-    write_tensors(folder / "checkpoint.safetensors", tensors)
     description = _Description(
         network=checkpoint.network,
         task=checkpoint.task,
         classes=checkpoint.classes,
         fingerprint=checkpoint.fingerprint,
     )
-    write(folder / "checkpoint.json", description)
+    return encode_together(folder / "checkpoint", description, tensors)
 
 
 def load_checkpoint(folder: Path | str) -> Checkpoint:

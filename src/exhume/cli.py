@@ -1,10 +1,13 @@
 """The command line: finds the command, lets tyro parse its flags, and turns bad input into one sentence."""
 
+import errno
 import importlib
 import os
+import signal
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any
@@ -28,23 +31,107 @@ COMMANDS = {
 """Each command's module in commands/, imported only once it is chosen, and what it does."""
 
 
+GOES_ON = {
+    "demo": "the same command goes on where it was",
+    "train": "the same command goes on where the training was",
+    "find-start": "in a run, the same command goes on where the sweep over all seeds was",
+    "reconstruct": "the same command goes on where the reconstruction was",
+    "search": "the same command goes on with the trials that have not ended",
+}
+"""What becomes of a command that is interrupted; of the others nothing is lost but their time."""
+MEMORY = {
+    "train": "--widths, --channels, --per-class and --batch-size lower it",
+    "reconstruct": "--restarts, --per-class and --images lower it",
+    "search": "--workers, --per-class and --images lower it",
+}
+"""Which flags lower how much memory a command needs."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command; exits with 2 after one sentence where the user's input is at fault."""
+    """Runs a command; exits with 2 after one sentence where the user's input is at fault.
+
+    A command that a signal ends exits with 128 and the signal's number, as shells have it.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv[0] if argv else ""
     # threads that wait for each other by spinning make a busy machine ten times slower; read when PyTorch is imported
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
-        parse(argv)()
+        with _signals():
+            parse(argv)()
+            _flush()
     except InputError as error:
-        print(f"exhume: {error}", file=sys.stderr)
+        _complain(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "exhume: interrupted; by the same command a training goes on where it was last saved, every 20 s, "
-            "and a search after the trials that have ended",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        _complain(f"interrupted; {GOES_ON.get(name, 'nothing was changed')}")
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+    except BrokenPipeError:  # whoever read the output has seen enough
+        _forget_output()
+    except Exception as error:
+        sentence = _of_the_machine(error, name)
+        if sentence is None:
+            error.add_note("This is a fault of exhume itself. Please report it, with this text and the command.")
+            raise
+        _complain(sentence)
+        sys.exit(2)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Within, the signals that end a process end it as Ctrl-C does, so that its state is saved."""
+    before: dict[int, Any] = {}
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has the second ignored
+            with suppress(ValueError):  # not in the main thread, which alone hears of signals
+                before[number] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+REFUSALS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""What the system may refuse of any path, whatever is done with it."""
+
+
+def _of_the_machine(error: Exception, command: str) -> str | None:
+    """The sentence for what the machine lacks or refuses; None: it is something else."""
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return f"{error.filename or 'A file'} cannot be used: {error.strerror}."
+    words = ("not enough memory", "can't allocate memory", "out of memory", "Cannot allocate memory")
+    if isinstance(error, MemoryError) or any(part in str(error) for part in words):
+        return f"There is not enough memory for this; {MEMORY.get(command, 'smaller data need less')}."
+    return None
+
+
+def _complain(sentence: str) -> None:
+    with suppress(OSError):  # nobody listens: the terminal is closed
+        print(f"exhume: {sentence}", file=sys.stderr, flush=True)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _forget_output() -> None:
+    """Sends what is left of the output nowhere: at its end Python would complain of it again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                os.dup2(nowhere, stream.fileno())
 
 
 def parse(argv: Sequence[str]) -> Any:

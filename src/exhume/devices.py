@@ -1,7 +1,9 @@
 """Where to compute, and how to do it without waiting for Python."""
 
 import gc
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,6 +26,64 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("There is no usable GPU here; use --device cpu.")
     return torch.device(name)
+
+
+def check_memory(least: int, device: torch.device, what: str, flags: str) -> None:
+    """Raises `InputError` where work needs at least so many bytes and the device has fewer left.
+
+    Args:
+        what: needs it, as the beginning of the sentence; flags: lower it, in words.
+    """
+    free = free_memory(device)
+    if free is not None and least > free:
+        raise InputError(
+            f"{what} would need at least {least / 2**30:,.1f} GiB of memory, and {free / 2**30:,.1f} GiB are free; "
+            f"{flags} lower it."
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device, as far as the system tells; None: it does not."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    told = [_available(), _left_by_limit(), _left_in_container()]
+    return min((left for left in told if left is not None), default=None)
+
+
+def _available() -> int | None:
+    """What the system can give without writing memory to disk."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pass
+    try:  # not Linux: all that there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _left_by_limit() -> int | None:
+    """What `ulimit -v` leaves."""
+    try:
+        import resource  # noqa: PLC0415
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else max(limit - used, 0)
+
+
+def _left_in_container() -> int | None:
+    """What a control group leaves (cgroup v2)."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        cached = [line.split()[1] for line in (group / "memory.stat").read_text().splitlines() if line[:5] == "file "]
+    except (OSError, ValueError):  # no group, or one without a limit ("max")
+        return None
+    return max(limit - used + sum(map(int, cached)), 0)
 
 
 def fast_products(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -123,6 +123,16 @@ def check(network: NetworkConfig) -> None:
         raise InputError("A cnn needs channels (for example 32 64), and only a cnn has them.")
 
 
+def weight_count(network: NetworkConfig, shape: Shape, outputs: int) -> int:
+    """How many weights the network has on images of this shape, without biases."""
+    (inputs, height, width), count = shape, 0
+    for channels in network.channels:
+        count, inputs, height, width = count + 9 * inputs * channels, channels, -(-height // 2), -(-width // 2)
+    return count + sum(
+        before * after for before, after in pairwise((inputs * height * width, *network.widths, outputs))
+    )
+
+
 def build(
     network: NetworkConfig, centre: Float[Tensor, "c h w"], outputs: int, generator: torch.Generator
 ) -> CentredNetwork:

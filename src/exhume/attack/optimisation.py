@@ -12,7 +12,7 @@ from exhume.attack.priors import spread
 from exhume.attack.search import Guess, Iterate, Search
 from exhume.attack.stationarity import Objective
 from exhume.attack.target import Target
-from exhume.devices import recorded
+from exhume.devices import check_memory, recorded
 
 FEWEST_CANDIDATES = 200
 """Candidates of a search at the least, so that few images have many chances. Chosen on b1 to b3 of the benchmark."""
@@ -36,7 +36,19 @@ def balanced_labels(
     if neurons is not None:
         count = min(count, max(images, neurons // 2))
     per_class = per_class or -(-count // target.labels)
+    _check_memory(target, per_class * target.labels)
     return torch.arange(target.labels, device=target.centre.device).repeat_interleave(per_class)
+
+
+COPIES = 4
+"""Numbers of the images' size that a search holds at the least: images, gradients, momenta and a step."""
+
+
+def _check_memory(target: Target, count: int) -> None:
+    """Raises `InputError` for more candidates than fit into memory."""
+    size = count * target.centre.numel() * target.centre.element_size()
+    what = f"A search for {count:,} candidates"
+    check_memory(COPIES * size, target.centre.device, what, "a smaller --per-class or --images")
 
 
 def first_guess(shape: tuple[int, ...], scale: float, around: Tensor, generator: torch.Generator) -> Tensor:

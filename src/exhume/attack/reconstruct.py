@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from exhume.architecture import MLP
 from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
+from exhume.attack.interruption import OtherState, ReconstructionState, restore_search, search_state
 from exhume.attack.methods import Exhume
 from exhume.attack.optimisation import Stepper
 from exhume.attack.search import Iterate, Method, Search
@@ -35,6 +36,8 @@ def reconstruct(
     device: torch.device | str = "cpu",
     progress_callback: ProgressCallback = no_op,
     iterate_callback: IterateCallback = no_op,
+    resume: ReconstructionState | None = None,
+    keep: Callable[[ReconstructionState], None] | None = None,
 ) -> Candidates:
     """Candidate training images of a checkpoint, or of any `nn.Module`.
 
@@ -53,10 +56,13 @@ def reconstruct(
             then have to explain what training added, by whatever training.
         progress_callback: is told of the residual about a hundred times. What it raises ends the reconstruction.
         iterate_callback: is given the candidates of the first search as often.
+        resume: goes on from here. On the same machine with as many threads, the numbers are those of a reconstruction
+            that was never interrupted.
+        keep: is given the state as often, to keep it for `resume`.
 
     Raises:
-        InputError: task or centre is missing, the settings do not fit the task, or the initial weights do not fit the
-            trained ones. Divergence is a status.
+        InputError: task or centre is missing, the settings do not fit the task, the initial weights do not fit the
+            trained ones, or it cannot go on from `resume` (`OtherState`). Divergence is a status.
     """
     method = method or Exhume()
     attacked = make_target(target, task=task, centre=centre, initial=initial)
@@ -64,7 +70,26 @@ def reconstruct(
     generator = torch.Generator().manual_seed(method.seed)
     begin = method.prepared(attacked)
     searches = [begin(generator) for _ in range(method.restarts)]
-    found = _search(searches, attacked, method.steps, progress_callback, iterate_callback)
+    if resume is not None:
+        _restore(searches, generator, resume)
+
+    def save(steps: int, iterates: Sequence[Iterate], histories: Sequence[Sequence[HistoryPoint]]) -> None:
+        if keep is None:
+            return
+        state = [search_state(search) for search in searches]
+        copies = [list(history) for history in histories]
+        drawn = generator.get_state()
+        keep(ReconstructionState(steps=steps, searches=state, iterates=[*iterates], generator=drawn, histories=copies))
+
+    found = _search(
+        searches,
+        attacked,
+        method.steps,
+        progress_callback=progress_callback,
+        iterate_callback=iterate_callback,
+        resume=resume,
+        save=save,
+    )
     sound = [one for one in found if one.status == "done"] or found[:1]
     mlp = attacked.architecture if isinstance(attacked.architecture, MLP) else None
     reasons = [_uncalibrated_reason(one, mlp.activation if mlp else None) for one in sound]
@@ -80,17 +105,20 @@ def _search(
     searches: Sequence[Search],
     target: Target,
     steps: int,
+    *,
     progress_callback: ProgressCallback,
     iterate_callback: IterateCallback,
+    resume: ReconstructionState | None,
+    save: Callable[[int, Sequence[Iterate], Sequence[Sequence[HistoryPoint]]], None],
 ) -> list[Candidates]:
     """Follows the searches to their end; returns the candidates of each, of unknown confidence.
 
     A search ends before the others if it diverges. Its last candidates that were finite remain.
     """
-    histories: list[list[HistoryPoint]] = [[] for _ in searches]
+    histories = [list(history) for history in resume.histories] if resume else [[] for _ in searches]
     stepper, every = Stepper(searches, target.centre.device), max(1, steps // OBSERVATIONS)
-    iterates = [search.iterate() for search in searches]
-    for step in range(steps + 1):
+    iterates = [one.moved_to(target.centre) for one in resume.iterates] if resume else [s.iterate() for s in searches]
+    for step in range(resume.steps if resume else 0, steps + 1):
         observed = step % every == 0 or step == steps
         now = [search.iterate() for search in searches] if observed else []
         stepper.take(step) if step < steps else stepper.evaluate(step)
@@ -107,11 +135,23 @@ def _search(
             iterate_callback(iterates[0])
         last = next(history[-1] for history in histories if not _diverged(history))
         values = {"residual": last.residual, "penalty": last.penalty}
+        if step < steps:
+            save(step + 1, iterates, histories)
         progress_callback(Progress(stage="reconstruct", step=step, total=steps, values=values))
     return [
         _candidates(search, target, iterate, history, steps)
         for search, iterate, history in zip(searches, iterates, histories, strict=True)
     ]
+
+
+def _restore(searches: Sequence[Search], generator: torch.Generator, state: ReconstructionState) -> None:
+    """Takes searches that have just begun to where they were interrupted."""
+    counts = {len(searches), len(state.searches), len(state.iterates), len(state.histories)}
+    if len(counts) > 1:
+        raise OtherState(f"The state is that of {len(state.searches)} searches, and there are {len(searches)}.")
+    for search, one in zip(searches, state.searches, strict=True):
+        restore_search(search, one)
+    generator.set_state(state.generator)
 
 
 def _diverged(history: Sequence[HistoryPoint]) -> bool:

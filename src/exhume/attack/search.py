@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -23,6 +23,11 @@ class Iterate:
     images: Float[Tensor, "m c h w"]
     multipliers: Float[Tensor, " m"]
     cotangents: Float[Tensor, "m k"]
+
+    def moved_to(self, like: Tensor) -> "Iterate":
+        """The same on the device of a tensor."""
+        parts = {item.name: getattr(self, item.name).to(like.device) for item in fields(self)}
+        return Iterate(**parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,12 @@ class Search(Protocol):
 
     def iterate(self) -> Iterate:
         """The candidates of the moment."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next steps depend on besides variables, optimisers and schedules: a weighting, for example."""
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what `state` gave; raises `OtherState` if this search cannot go on from it."""
 
 
 @dataclass(frozen=True, kw_only=True)

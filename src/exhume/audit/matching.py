@@ -69,7 +69,8 @@ def assign(values: Float[Tensor, "n m"], usable: Shaped[Tensor, " m"]) -> Int[Te
     from scipy.optimize import linear_sum_assignment  # noqa: PLC0415
 
     assigned = torch.full((len(values),), -1)
-    rows, columns = (torch.from_numpy(chosen) for chosen in linear_sum_assignment(values.numpy(), maximize=True))
+    ranked = torch.where(usable, values, -2.0)  # below any similarity: no image takes what is not finite by a tie
+    rows, columns = (torch.from_numpy(chosen) for chosen in linear_sum_assignment(ranked.numpy(), maximize=True))
     assigned[rows] = torch.where(usable[columns], columns, -1)
     return assigned
 

@@ -1,8 +1,9 @@
 """What the commands show: progress bars, and what came of a stage."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,21 @@ from exhume.progress import Progress as Event
 from exhume.progress import ProgressCallback
 from exhume.runs.schema import SearchRecord
 
-console, bars_console = Console(highlight=False), Console(stderr=True, highlight=False)
+
+class _Plain(Console):
+    """Prints what it is given, paths too, letter by letter. Where nobody reads any more, it prints no more."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """The work goes on: only its words are lost."""
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+console, bars_console = _Plain(), _Plain(stderr=True)
 
 
 def print_scores(scores: Counts) -> None:
@@ -94,13 +109,13 @@ def print_search(record: SearchRecord) -> None:
 
 def print_start(sentence: str, evidence: Sequence[Evidence]) -> None:
     """The outcome of a search for the start, and for each parameter how well it agrees with the best hypothesis."""
-    console.print(sentence, markup=False, soft_wrap=True)
+    console.print(sentence, soft_wrap=True)
     if evidence:
-        console.print(f"{'parameter':28}{'verdict':10}{'correlation':>12}{'z':>12}{'place':>14}", markup=False)
+        console.print(f"{'parameter':28}{'verdict':10}{'correlation':>12}{'z':>12}{'place':>14}")
     for row in evidence:
         place = "" if row.place is None else f"{row.place:,}"
         line = f"{row.parameter:28}{row.verdict:10}{row.correlation:12.3f}{row.z:12.1f}{place:>14}"
-        console.print(line.rstrip(), markup=False, soft_wrap=True)
+        console.print(line.rstrip(), soft_wrap=True)
 
 
 def _short(value: float | None) -> str:
@@ -126,8 +141,9 @@ def progress_display(run: Path, tracker: str | None) -> Iterator[ProgressCallbac
 @contextmanager
 def bars() -> Iterator[ProgressCallback]:
     """A progress bar for each stage, on standard error."""
-    columns = (TextColumn("{task.description:12}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    left, values_column = TimeRemainingColumn(), TextColumn("{task.fields[values]}")
+    name = TextColumn("{task.description:12}", markup=False)
+    columns = (name, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    left, values_column = TimeRemainingColumn(), TextColumn("{task.fields[values]}", markup=False)
     with Progress(*columns, left, values_column, console=bars_console) as display:
         tasks: dict[str, Any] = {}
 

@@ -31,12 +31,12 @@ class ImportArgs:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self.file} cannot be read: {error}.") from None
         read = read_arguments(text, self.run)
-        console.print(shlex.join(read.command), markup=False, soft_wrap=True)
+        console.print(shlex.join(read.command), soft_wrap=True)
         for title, flags in (("No counterpart here:", read.missing), ("No effect there:", read.dead)):
             lines = [f"  --{name:28}{reason}" for name, reason in flags.items()]
             if lines:
-                console.print("", title, *lines, sep="\n", markup=False, soft_wrap=True)
-        console.print("", *read.remarks, sep="\n", markup=False, soft_wrap=True)
+                console.print("", title, *lines, sep="\n", soft_wrap=True)
+        console.print("", *read.remarks, sep="\n", soft_wrap=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -56,8 +57,11 @@ class Demo:
     """Seed of the training and of the reconstruction."""
     device: Device = "auto"
     """Where to compute."""
+    threads: int | None = None
+    """Threads of the CPU; None: one for each core. Another number rounds differently."""
 
     def __call__(self) -> None:
+        use_threads(self.threads)
         preset = TRAININGS["demo"]
         origin = locate(preset.problem, Selection(per_class=preset.per_class))
         problem, training = load_problem(*origin), replace(preset.training, seed=self.seed)
@@ -73,7 +77,11 @@ class Demo:
                 progress_callback=progress_callback,
             )
             found = reconstruct_run(
-                self.out, Exhume(seed=self.seed, steps=600), device=self.device, progress_callback=progress_callback
+                self.out,
+                Exhume(seed=self.seed, steps=600),
+                device=self.device,
+                overwrite=True,
+                progress_callback=progress_callback,
             )
         scores = score_run(self.out)
         page = draw(self.out)
@@ -107,13 +115,16 @@ class Train:
     """Log the progress in the run's folder tracking: tensorboard or wandb."""
     device: Device = "auto"
     """Where to compute."""
+    threads: int | None = None
+    """Threads of the CPU; None: one for each core. Another number rounds differently."""
     overwrite: bool = False
     """Replace another training in the folder, and what was made from it."""
 
     def __call__(self) -> None:
+        use_threads(self.threads)
         name, run = self._places()
         origin = locate(name, self.selection)
-        problem = load_problem(*origin)
+        problem, before = load_problem(*origin), _content(run / "training.json")
         if origin[0] in OWN:
             console.print(
                 f"{problem.source}. Trained on {len(problem.images)}, held out {len(problem.held_out)}.", markup=False
@@ -130,6 +141,9 @@ class Train:
                 overwrite=self.overwrite,
                 progress_callback=progress_callback,
             )
+        if before is not None and before == _content(run / "training.json"):
+            when = record.provenance.date
+            console.print(f"This training was finished already, on {when}, and is not done again.", soft_wrap=True)
         last = record.history[-1]
         console.print(
             f"{record.message} Loss {last.loss:.2e}, gradient {last.gradient:.2e}, accuracy {last.accuracy:.3f} "
@@ -205,10 +219,13 @@ class Reconstruct:
     """Log the progress in the run's folder tracking: tensorboard or wandb."""
     device: Device = "auto"
     """Where to compute."""
+    threads: int | None = None
+    """Threads of the CPU; None: one for each core. Another number rounds differently."""
     overwrite: bool = False
     """Replace candidates of other settings in the folder, and what was made from them."""
 
     def __call__(self) -> None:
+        use_threads(self.threads)
         read = self._foreign()
         foreign, notes = (read.checkpoint, read.notes) if read else (None, ())
         for note in notes:
@@ -227,7 +244,7 @@ class Reconstruct:
             )
         if self.find_start and self.initial is None and isinstance(self.settings, Exhume):
             start = read_record(self.run / "start.json", StartRecord)
-            console.print(start.sentence if start.found else NOT_FOUND, markup=False, soft_wrap=True)
+            console.print(start.sentence if start.found else NOT_FOUND, soft_wrap=True)
             if start.found is not None and record.start is None:
                 console.print("It is not used: weights of other layers than the last are not among it.", soft_wrap=True)
         last = record.history[-1] if record.history else None
@@ -301,10 +318,13 @@ class Search:
     """Log the progress in the run's folder tracking: tensorboard or wandb."""
     device: Device = "auto"
     """Where to compute."""
+    threads: int | None = None
+    """Threads of the CPU for one worker; None: one for each core. Several workers have one each."""
     overwrite: bool = False
     """Replace another search or other candidates in the folder, and what was made from them."""
 
     def __call__(self) -> None:
+        use_threads(self.threads)
         with progress_display(self.run, self.track) as progress_callback:
             record = search_run(
                 self.run,
@@ -323,6 +343,21 @@ class Search:
         """What the flags override: the settings that are not searched in the space that they name."""
         sweep = SweepConfig(space=_given(argv, "space")["space"] or SweepConfig().space)
         return cls(run=tyro.MISSING, sweep=sweep, settings=SPACES[sweep.space].base)
+
+
+def use_threads(count: int | None) -> None:
+    """Computes with so many threads of the CPU from now on; None: as before."""
+    if count is not None and count < 1:
+        raise InputError(f"threads must be at least 1, not {count}.")
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _given(argv: Sequence[str], *names: str) -> dict[str, str | None]:

@@ -16,8 +16,9 @@ from exhume.checkpoint import Checkpoint, check_fits
 from exhume.defence.gradient_descent import Descent
 from exhume.defence.losses import LOSSES, resolve_loss, targets
 from exhume.defence.privacy import PrivateSteps
+from exhume.devices import check_memory
 from exhume.errors import InputError, check_seed
-from exhume.networks import NetworkConfig, build
+from exhume.networks import NetworkConfig, build, weight_count
 from exhume.problems import Problem
 from exhume.progress import Progress, ProgressCallback, no_op
 
@@ -177,6 +178,7 @@ def train(
     network = network or (problem.network if initial is None else initial.config)
     if initial is not None:
         check_fits(initial, network, (problem.task, problem.outputs, tuple(problem.images.shape[1:])))
+    _check_memory(problem, network, config, torch.device(device))
     session = _Session(problem, network, config, torch.device(device), initial)
     history = session.resume(resume) if resume else []
     start = time.perf_counter() - (resume.seconds if resume else 0)
@@ -205,6 +207,20 @@ def train(
         message=message,
         seconds=time.perf_counter() - start,
     )
+
+
+COPIES = 3
+"""Numbers of the weights' size that a training holds at the least: weights, gradients, and these with decay."""
+
+
+def _check_memory(problem: Problem, network: NetworkConfig, config: TrainingConfig, device: torch.device) -> None:
+    """Raises `InputError` for a network that does not fit into memory, before any of it is there."""
+    channels, height, width = problem.images.shape[1:]
+    count = weight_count(network, (channels, height, width), problem.outputs)
+    outputs = len(problem.images) * sum(network.widths)
+    size = getattr(torch, config.dtype).itemsize
+    what = f"A network of {count:,} weights on {len(problem.images):,} images"
+    check_memory((COPIES * count + outputs) * size, device, what, "smaller --widths, --channels or --per-class")
 
 
 def _verdict(history: Sequence[TrainingPoint], config: TrainingConfig) -> tuple[str, str] | None:

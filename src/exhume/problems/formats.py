@@ -10,7 +10,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from exhume.devices import check_memory
 from exhume.errors import InputError
 from exhume.problems.datasets import DataSet, Rows
 
@@ -27,6 +28,9 @@ DAMAGE = (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, z
 
 NPZ_KEYS = ("x_train", "y_train", "images", "labels", "x_test", "y_test", "held_out", "held_out_labels", *"XYxy")
 """Names under which an .npz file may hold images and labels."""
+MOST_BYTES = 2**30
+"""To which a packed file may unpack; CIFAR, the largest that is read so, has a sixth of it."""
+
 MNIST_IMAGES = "train-images-idx3-ubyte"
 MNIST_FILES = (MNIST_IMAGES, "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -120,7 +124,7 @@ def _members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
             with tarfile.open(path) as archive:
                 files = {
                     Path(member.name).name: content.read()
-                    for member in archive
+                    for member in _bounded(archive)
                     if Path(member.name).name in names and (content := archive.extractfile(member)) is not None
                 }
     except DAMAGE as error:
@@ -129,6 +133,17 @@ def _members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
         if name not in files:
             raise InputError(f"{path} is damaged: it holds no {name}.")
     return files
+
+
+def _bounded(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files of an archive, no links, as long as they are not larger than any data set read here."""
+    total = 0
+    for member in archive:
+        total += member.size
+        if total > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+        if member.isfile():
+            yield member
 
 
 class _Recorder:
@@ -185,7 +200,7 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
         raise InputError(f"{folder} holds {MNIST_IMAGES} but no {name} (or {name}.gz), which belongs to it.")
     try:
         content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        content = _unpacked(content) if path.suffix == ".gz" else content
         if content[:3] != b"\0\0\x08":
             raise ValueError("it is no IDX file of bytes")
         start = 4 + 4 * content[3]
@@ -194,15 +209,37 @@ def _idx(folder: Path, name: str) -> NDArray[np.uint8]:
         raise InputError(f"{path} is damaged: {error}.") from None
 
 
+def _unpacked(content: bytes) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        unpacked = file.read(MOST_BYTES + 1)
+    if len(unpacked) > MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+    return unpacked
+
+
+def _check_sizes(path: Path, keys: Sequence[str]) -> None:
+    """Raises `InputError` for arrays that are larger than the memory, before any is read, and for no archive at all."""
+    if not path.is_file():
+        raise InputError(f"{path} is no file." if path.exists() else f"There is no {path}.")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} cannot be read as .npz: it is no archive of arrays.")
+    with zipfile.ZipFile(path) as archive:
+        size = sum(item.file_size for item in archive.infolist() if item.filename.removesuffix(".npy") in keys)
+    check_memory(size, torch.device("cpu"), f"The arrays in {path}", "fewer or smaller images")
+
+
 def npz_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     """The arrays of an .npz file that can be images or labels, by name; and the names of all that it holds."""
     try:
+        _check_sizes(path, NPZ_KEYS)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             names = tuple(content)
             return {key: np.asarray(content[key]) for key in NPZ_KEYS if key in names}, names  # bytes where no .npy is
-    except FileNotFoundError:
-        raise InputError(f"There is no {path}.") from None
-    except (*DAMAGE, TypeError, AttributeError) as error:  # the last two: an array on its own, no archive of arrays
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(f"{path} is damaged: it claims to hold more than the memory does.") from None
+    except (*DAMAGE, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read as .npz: {error}.") from None
 
 
@@ -246,6 +283,8 @@ def npz_labels(path: Path, key: str, arrays: dict[str, NDArray[Any]]) -> NDArray
         raise InputError(
             f"{path}: {key} must be whole numbers, one per image, not {labels.dtype} {list(labels.shape)}."
         )
+    if labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise InputError(f"{path}: {key} has label {labels.max()}, which is too large.")
     return labels.reshape(-1).astype(np.int64)
 
 

@@ -1,11 +1,13 @@
 """Your own images, a folder per class (default: trained on half of each class)."""
 
 import re
+import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from exhume.errors import InputError
 from exhume.problems import Problem, Selection
@@ -13,6 +15,12 @@ from exhume.problems.datasets import DataSet, Rows
 from exhume.problems.npz import own_problem
 
 GREY = {"1", "L", "LA"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""What is read. Others may start a program: Pillow goes by the content, and hands PostScript to Ghostscript."""
+MOST_PIXELS = 2**24
+"""Of an image, 4096 x 4096: no network is trained on larger ones, and a small file can claim to hold far more."""
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError)
+"""What Pillow raises for a damaged file."""
 
 
 def load(selection: Selection) -> Problem:
@@ -21,7 +29,8 @@ def load(selection: Selection) -> Problem:
     Where the folder holds `train` and `held_out`, each with a folder per class, the first is trained on and the second
     is the control; else the first images of each class are trained on, and those after them are the control.
     Every image counts, also where classes differ in their number, unless `per_class` asks for fewer.
-    Grey where every image is grey, RGB otherwise; an alpha channel is dropped. All images must have the same size.
+    Grey where every image is grey, RGB otherwise; an alpha channel is dropped, and 16 bits a channel become 8. Turned
+    as their EXIF data say. All images must have the same size.
     """
     if selection.data_dir is None or not Path(selection.data_dir).is_dir():
         raise InputError(
@@ -61,7 +70,10 @@ def _files_by_class(folder: Path) -> dict[str, list[Path]]:
         raise InputError(f"{folder} holds {len(files)} folders, but image-folder needs one per class, two or more.")
     empty = [name for name, of_class in files.items() if not of_class]
     if empty:
-        raise InputError(f"{folder / empty[0]} holds no image file, but every folder in {folder} is taken for a class.")
+        raise InputError(
+            f"{folder / empty[0]} holds no image file ({', '.join(FORMATS)}), but every folder in {folder} is taken "
+            "for a class."
+        )
     return files
 
 
@@ -76,7 +88,7 @@ def visible_folders(folder: Path) -> list[Path]:
 
 def image_files(folder: Path) -> list[Path]:
     """The image files that lie in a folder, in natural order of their names."""
-    known = Image.registered_extensions()
+    known = [suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS]
     images = (path for path in folder.iterdir() if path.suffix.lower() in known and not path.name.startswith("."))
     return sorted(images, key=_natural)
 
@@ -101,11 +113,21 @@ def read_images(paths: list[Path]) -> torch.Tensor:
 
 
 def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise InputError(f"{path} is no file.")
     try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MOST_PIXELS:
+                raise InputError(
+                    f"{path} has {file.width} x {file.height} pixels, more than the {MOST_PIXELS:,} allowed."
+                )
+            image = ImageOps.exif_transpose(file)
+    except InputError:
+        raise
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}.") from None
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     if image.mode[0] in "IF":
-        raise InputError(f"{path} has more than 8 bits a channel ({image.mode}), which image-folder does not read.")
+        raise InputError(f"{path} has more than 16 bits a channel ({image.mode}), which image-folder does not read.")
     return image

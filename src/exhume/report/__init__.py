@@ -27,6 +27,7 @@ from exhume.report.settings import in_words, layers
 from exhume.report.words import caveats, fine_percent, headline, number, percent, raised, typeset
 from exhume.runs.applicability import read_applicability
 from exhume.runs.audit_record import AuditRecord
+from exhume.runs.claim import alone
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord, TrainingRecord, read_record
 from exhume.runs.store import read_candidate_tensors
 
@@ -67,6 +68,7 @@ class Contents:
     truth: dict[str, Tensor]
 
 
+@alone
 def draw(run: Path, audit: AuditView | None = None) -> Path:
     """Writes run/report.html, a page that needs no other file and no other host, and returns its path.
 
@@ -83,7 +85,7 @@ def draw(run: Path, audit: AuditView | None = None) -> Path:
     """
     contents = _contents(run)
     page = _render(_context(contents, audit or _audit(run, contents)))
-    replace_file(run / "report.html", page.encode())
+    replace_file(run / "report.html", page.encode(errors="backslashreplace"))
     return run / "report.html"
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,14 +26,14 @@ from exhume.networks import NetworkConfig
 from exhume.problems import Problem, Selection
 from exhume.problems.owned import OwnedImages, Split
 from exhume.progress import Progress, ProgressCallback, no_op
-from exhume.records import provenance, replace_file, write
+from exhume.records import encode, provenance, replace_files
 from exhume.runs.applicability import read_applicability
 from exhume.runs.audit_record import AuditedImage, AuditRecord, Fate, LayerResidual, OwnersView
 from exhume.runs.defences import DefenceRow, compare_defences
 from exhume.runs.pipeline import reconstruct_run, score_run
 from exhume.runs.schema import CandidatesRecord, ScoresRecord
 from exhume.runs.start import found_start
-from exhume.runs.store import FILES, load_candidates, remove_stage
+from exhume.runs.store import FILES, load_candidates, remove_after
 
 MOST_EXAMINED = 2000
 """Images at which the condition is evaluated: beyond, it would take longer than the attack itself."""
@@ -111,9 +112,9 @@ def audit_run(
         defences=list(_defences(checkpoint, mine, defend, place, progress_callback)),
         provenance=provenance(device=place, seed=found.provenance.seed, seconds=time.perf_counter() - start),
     )
-    remove_stage(folder, "audit")
-    replace_file(folder / FILES["audit"][1], leaked_csv(record, mine.classes).encode())
-    write(folder / FILES["audit"][0], record)
+    table = leaked_csv(record, mine.classes).encode(errors="backslashreplace")
+    files = {folder / FILES["audit"][1]: table, folder / FILES["audit"][0]: encode(record)}
+    replace_files(files, clear=partial(remove_after, folder, "audit"))
     return record
 
 

@@ -3,12 +3,16 @@
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from exhume.attack.interruption import OtherState, ReconstructionState
 from exhume.attack.methods import Exhume
 from exhume.attack.reconstruct import reconstruct
 from exhume.attack.search import Method
@@ -24,11 +28,13 @@ from exhume.networks import NetworkConfig, Shape, check
 from exhume.problems import Problem, Selection, locate
 from exhume.problems.owned import OwnedImages, Split, load_images
 from exhume.progress import ProgressCallback, no_op
-from exhume.records import provenance, write, write_tensors
+from exhume.records import encode_together, provenance, remove, replace_files
+from exhume.runs.claim import alone
 from exhume.runs.schema import (
     CandidatesRecord,
     Merged,
     ProblemRecord,
+    ReconstructionRequest,
     ScoresRecord,
     TrainingRecord,
     read_record,
@@ -36,20 +42,29 @@ from exhume.runs.schema import (
 from exhume.runs.start import start_of
 from exhume.runs.store import (
     FILES,
+    RECONSTRUCTION_STATE,
+    TRAINING_STATE,
     candidates_record,
+    interrupted_reconstruction,
+    interrupted_training,
     load_candidates,
+    load_reconstruction,
     load_state,
     load_truth,
     read_training,
-    remove_stage,
+    remove_after,
     save_candidates,
+    save_reconstruction,
     save_state,
+    save_training,
+    saving,
 )
 
 SAVE_EVERY = 20.0
-"""Seconds between two savings of a training under way."""
+"""Seconds between two savings of a training or a reconstruction under way."""
 
 
+@alone
 def train_run(
     folder: Path,
     problem: Problem,
@@ -63,6 +78,8 @@ def train_run(
     progress_callback: ProgressCallback = no_op,
 ) -> TrainingRecord:
     """Trains and writes the checkpoint; goes on where the same training was interrupted.
+
+    A training that is finished is not done again, unless it is to be overwritten. What it replaces stays until it ends.
 
     Args:
         origin: the name and selection by which later stages load the problem again (`problems.locate`).
@@ -85,28 +102,24 @@ def train_run(
         provenance=provenance(device=place, seed=training.seed, seconds=0.0),
     )
     check(network)
+    finished = _finished_training(folder, record) if not overwrite else None
+    if finished is not None:
+        remove(folder / TRAINING_STATE)
+        return finished
     resume = _claim_training(folder, record, overwrite)
-    saved = time.monotonic()
-
-    def keep(state: TrainingState) -> None:
-        nonlocal saved
-        if time.monotonic() - saved > SAVE_EVERY:
-            save_state(folder, state)
-            write(folder / "training.json", record)
-            saved = time.monotonic()
-
-    trained = train(
-        problem,
-        training,
-        network=network,
-        initial=initial,
-        device=place,
-        progress_callback=progress_callback,
-        resume=resume,
-        keep=keep,
-    )
+    with saving(partial(save_state, folder, record), SAVE_EVERY) as keep:
+        trained = train(
+            problem,
+            training,
+            network=network,
+            initial=initial,
+            device=place,
+            progress_callback=progress_callback,
+            resume=resume,
+            keep=keep,
+        )
     if trained.status == "diverged":
-        remove_stage(folder, "training")
+        remove(folder / TRAINING_STATE)
         raise InputError(trained.message)
     record = replace(
         record,
@@ -116,12 +129,7 @@ def train_run(
         message=trained.message,
         provenance=provenance(device=place, seed=training.seed, seconds=trained.seconds),
     )
-    save_checkpoint(trained.checkpoint, folder)
-    write(folder / "training.json", record)
-    (folder / "training-state.safetensors").unlink(missing_ok=True)
-    candidates = folder / "candidates.json"
-    if candidates.exists() and read_record(candidates, CandidatesRecord).checkpoint != trained.checkpoint.fingerprint:
-        remove_stage(folder, "candidates")  # the same training, repeated on another machine
+    save_training(folder, trained.checkpoint, record)
     return record
 
 
@@ -131,13 +139,22 @@ def load_centre(path: Path, shape: Shape) -> Tensor:
     Raises:
         InputError: the file cannot be read, or holds no image of this shape.
     """
+    if not path.is_file():
+        raise InputError(f"{path} is no file." if path.exists() else f"There is no {path}.")
     try:
-        centre = torch.from_numpy(np.load(path, allow_pickle=False)).float()
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise InputError(f"{path} is no .npy file with an image: {error}.") from None
-    if tuple(centre.shape) != tuple(shape):
-        raise InputError(f"{path} holds an array of shape {tuple(centre.shape)}, not of the images' {tuple(shape)}.")
-    return centre
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(stored, np.ndarray):
+            raise ValueError("it is an archive of arrays")
+    except (OSError, ValueError, TypeError, EOFError, OverflowError, SyntaxError) as error:
+        why = "it is no array" if "pickle" in str(error) else error
+        raise InputError(f"{path} is no .npy file with an image: {why}.") from None
+    if stored.shape != tuple(shape):
+        raise InputError(f"{path} holds an array of shape {stored.shape}, not of the images' {tuple(shape)}.")
+    if stored.dtype.kind != "f" or not np.all((stored >= 0) & (stored <= 1)):
+        raise InputError(
+            f"{path} must hold floats in [0, 1], as the images are, and holds {_range(stored)}; divide bytes by 255."
+        )
+    return torch.from_numpy(np.array(stored, dtype=np.float32))
 
 
 def load_numbers(words: Sequence[str]) -> list[float] | Tensor | None:
@@ -156,6 +173,16 @@ def load_numbers(words: Sequence[str]) -> list[float] | Tensor | None:
         raise InputError(f"{' '.join(words)} is neither numbers nor an .npy file: {error}.") from None
 
 
+def _range(values: NDArray[Any]) -> str:
+    """What an array holds, in words."""
+    if values.dtype.kind not in "iuf":
+        return str(values.dtype)
+    if not np.isfinite(values).all():
+        return f"{values.dtype} that are not finite"
+    return f"{values.dtype} from {values.min():g} to {values.max():g}"
+
+
+@alone
 def reconstruct_run(
     folder: Path,
     method: Method,
@@ -169,6 +196,8 @@ def reconstruct_run(
     progress_callback: ProgressCallback = no_op,
 ) -> CandidatesRecord:
     """Reconstructs from the folder's checkpoint alone and writes the candidates.
+
+    It goes on where the same reconstruction was interrupted. What it replaces stays until it ends.
 
     Args:
         foreign: a checkpoint that was trained elsewhere; it is put into the folder.
@@ -188,13 +217,30 @@ def reconstruct_run(
     if find_start and initial is None and isinstance(method, Exhume):
         found = start_of(folder, device=device, progress_callback=progress_callback)
         initial = found[0] if found else None
-    path, known = folder / "candidates.json", initial.fingerprint if initial else None
-    before = read_record(path, CandidatesRecord) if path.exists() and not overwrite else None
-    if before is not None and (before.method, before.initial) != (method, known):
-        why = "of other settings" if before.method != method else "for another start of training, or for none"
-        raise InputError(f"{folder} already holds candidates {why}; add --overwrite or use another folder.")
-    start = time.perf_counter()
-    candidates = reconstruct(checkpoint, method, initial=initial, device=place, progress_callback=progress_callback)
+    known = initial.fingerprint if initial else None
+    request = ReconstructionRequest(checkpoint=checkpoint.fingerprint, initial=known, method=method)
+    resume, before = _claim_reconstruction(folder, request, overwrite)
+    start = time.perf_counter() - before
+
+    def save(state: ReconstructionState) -> None:
+        save_reconstruction(folder, state, request, time.perf_counter() - start)
+
+    with saving(save, SAVE_EVERY) as keep:
+        attack = partial(
+            reconstruct,
+            checkpoint,
+            method,
+            initial=initial,
+            device=place,
+            progress_callback=progress_callback,
+            keep=keep,
+        )
+        try:
+            candidates = attack(resume=resume)
+        except OtherState as error:
+            if not overwrite:
+                raise InputError(f"{folder}: {error} Go on with it there, or add --overwrite to begin anew.") from None
+            candidates = attack()
     seconds = time.perf_counter() - start
     record = candidates_record(
         replace(candidates, message=" ".join([candidates.message, *notes])),
@@ -205,11 +251,12 @@ def reconstruct_run(
         device=place,
         seconds=seconds,
     )
-    remove_stage(folder, "candidates")
     save_candidates(folder, candidates, record)
+    remove(folder / RECONSTRUCTION_STATE)
     return record
 
 
+@alone
 def score_run(
     folder: Path,
     origin: tuple[str, Selection] | None = None,
@@ -259,8 +306,6 @@ def score_run(
         problem=problem.name,
         seconds=Seconds(train=train_seconds, reconstruct=sum(record.provenance.seconds for _, record in parts)),
     )
-    remove_stage(folder, "scores")
-    write_tensors(folder / "scores.safetensors", _pairs(candidates, problem, scores))
     seconds, seed = time.perf_counter() - start, found.provenance.seed
     record = ScoresRecord(
         **{item.name: getattr(scores, item.name) for item in fields(Counts)},
@@ -273,7 +318,8 @@ def score_run(
         ],
         provenance=provenance(device=torch.device("cpu"), seed=seed, seconds=seconds),
     )
-    write(folder / "scores.json", record)
+    files = encode_together(folder / "scores", record, _pairs(candidates, problem, scores))
+    replace_files(files, clear=partial(remove_after, folder, "scores"))
     return record
 
 
@@ -289,21 +335,65 @@ def _problem_record(problem: Problem | OwnedImages, origin: tuple[str, Selection
 
 def _claim_training(folder: Path, record: TrainingRecord, overwrite: bool) -> TrainingState | None:
     """Makes sure that the folder is free for this training; returns where it was interrupted, if it was."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, but a run is a folder.")
-    path = folder / "training.json"
-    if overwrite or not path.exists():
+    try:
+        before = interrupted_training(folder)
+        if before is not None and _same_training(before, record):
+            return load_state(folder / TRAINING_STATE)
+    except InputError:
+        if not overwrite:
+            raise
+    if overwrite:
+        return None
+    if (folder / "training.json").exists():
+        before = before or read_record(folder / "training.json", TrainingRecord)
+    elif before is None:
         there = [name for names in FILES.values() for name in names if (folder / name).exists()]
-        if there and not overwrite:
+        if there:
             which = f"{there[0]}, which no training here has made"
             raise InputError(f"{folder} already holds {which}; choose another folder.")
-        remove_stage(folder, "training")
-        return None
-    before = read_record(path, TrainingRecord)
-    if any(getattr(before, part) != getattr(record, part) for part in ("problem", "network", "training", "initial")):
+    if before is not None and not _same_training(before, record):
         raise InputError(f"{folder} already holds another training; add --overwrite or choose another folder.")
-    state = folder / "training-state.safetensors"
-    return load_state(state) if before.status == "running" and state.exists() else None
+    return None
+
+
+def _finished_training(folder: Path, wanted: TrainingRecord) -> TrainingRecord | None:
+    """The record of the same training, if it is finished and its checkpoint is there."""
+    try:
+        before, _ = read_training(folder), load_checkpoint(folder)
+    except InputError:
+        return None
+    return before if _same_training(before, wanted) else None
+
+
+def _same_training(one: TrainingRecord, other: TrainingRecord) -> bool:
+    return all(getattr(one, part) == getattr(other, part) for part in ("problem", "network", "training", "initial"))
+
+
+def _claim_reconstruction(
+    folder: Path, request: ReconstructionRequest, overwrite: bool
+) -> tuple[ReconstructionState | None, float]:
+    """Makes sure that the folder is free for this reconstruction; returns where it was interrupted, and its seconds."""
+    under_way = None
+    try:
+        under_way = interrupted_reconstruction(folder)
+        if under_way == request:
+            return load_reconstruction(folder)
+    except InputError as error:
+        if not overwrite:
+            raise InputError(f"{error} Add --overwrite to reconstruct from the start.") from None
+    path = folder / "candidates.json"
+    if path.exists() and not overwrite:
+        before = read_record(path, CandidatesRecord)
+        if (before.method, before.initial) != (request.method, request.initial):
+            same = before.method == request.method
+            why = "for another start of training, or for none" if same else "of other settings"
+            raise InputError(f"{folder} already holds candidates {why}; add --overwrite or use another folder.")
+    if under_way is not None and under_way.checkpoint == request.checkpoint and not overwrite:
+        raise InputError(
+            f"In {folder} a reconstruction of other settings was interrupted; go on with it by its own command, or add "
+            "--overwrite."
+        )
+    return None, 0.0
 
 
 def _adopt(folder: Path, checkpoint: Checkpoint) -> None:

@@ -152,6 +152,15 @@ class ScoresRecord(Counts):
     provenance: Provenance
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionRequest:
+    """Which reconstruction an interrupted one was: of which checkpoint, with which known start, by which settings."""
+
+    checkpoint: str
+    initial: str | None
+    method: Method
+
+
 def read_record(path: Path, kind: type[T]) -> T:
     """A record of any format that is read.
 

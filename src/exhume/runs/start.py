@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,9 +25,10 @@ from exhume.devices import choose_device
 from exhume.errors import InputError
 from exhume.layers import LayerGraph
 from exhume.progress import ProgressCallback, no_op
-from exhume.records import provenance, read_tensors, write, write_tensors
+from exhume.records import encode, encode_together, provenance, read_tensors, remove, replace_files, write
+from exhume.runs.claim import alone
 from exhume.runs.schema import FoundStart, StartRecord, read_record
-from exhume.runs.store import FILES
+from exhume.runs.store import FILES, saving
 
 ALWAYS = ("generator-state", "likely-seeds")
 """The ways that every attack tries first: seconds."""
@@ -37,6 +39,7 @@ SAVE_EVERY = 20.0
 SWEEP = "start-sweep.json"
 
 
+@alone
 def find_start_run(
     folder: Path,
     search: StartSearch | None = None,
@@ -57,36 +60,38 @@ def find_start_run(
     Raises:
         InputError: there is no checkpoint, or another search for the start was made here (unless `overwrite`).
     """
+    return _find_start_run(
+        folder, search, among=among, device=device, overwrite=overwrite, progress_callback=progress_callback
+    )
+
+
+def _find_start_run(
+    folder: Path,
+    search: StartSearch | None = None,
+    *,
+    among: Path | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress_callback: ProgressCallback = no_op,
+) -> StartRecord:
+    """The same in a folder that is claimed already."""
     checkpoint, place = load_checkpoint(folder), choose_device(device)
     search = replace(search or StartSearch(), device=place.type)
     networks = {} if among is None else read_candidates(among)
     path, weights = folder / FILES["start"][0], _by_name(checkpoint)
-    if path.exists() and not overwrite:
+    resume = _interrupted(folder, sweep_digest(trained_network(weights), search))
+    if path.exists() and not overwrite and resume is None:
         before = read_record(path, StartRecord)
         same = (_question(before.search), before.among) == (_question(search), list(networks))
         answered = before.found is not None and _question(search) == StartSearch() and not networks
         if before.checkpoint != checkpoint.fingerprint or not (same or answered):
             raise InputError(f"{folder} already holds another search for the start; add --overwrite.")
         return before
-    if overwrite:
-        for name in FILES["start"]:
-            (folder / name).unlink(missing_ok=True)
-    start, saved = time.perf_counter(), time.monotonic()
-
-    def keep(sweep: Sweep) -> None:
-        nonlocal saved
-        if time.monotonic() - saved > SAVE_EVERY:
-            write(folder / SWEEP, sweep)
-            saved = time.monotonic()
-
-    outcome = find_start(
-        weights,
-        search,
-        among=networks or None,
-        resume=_interrupted(folder, sweep_digest(trained_network(weights), search)),
-        keep=keep,
-        progress_callback=progress_callback,
-    )
+    start = time.perf_counter()
+    with saving(partial(write, folder / SWEEP), SAVE_EVERY) as keep:
+        outcome = find_start(
+            weights, search, among=networks or None, resume=resume, keep=keep, progress_callback=progress_callback
+        )
     seconds = time.perf_counter() - start
     record = StartRecord(
         checkpoint=checkpoint.fingerprint,
@@ -98,10 +103,11 @@ def find_start_run(
         sentence=outcome.sentence,
         provenance=provenance(device=place, seed=0, seconds=seconds),
     )
-    if outcome.start is not None:
-        write_tensors(folder / FILES["start"][1], outcome.start.initial)
-    write(path, record)
-    (folder / SWEEP).unlink(missing_ok=True)
+    if outcome.start is None:
+        replace_files({path: encode(record)}, clear=partial(remove, folder / FILES["start"][1]))
+    else:
+        replace_files(encode_together(folder / "start", record, outcome.start.initial))
+    remove(folder / SWEEP)
     return record
 
 
@@ -117,7 +123,7 @@ def start_of(
     search = StartSearch(ways=ways_for(checkpoint))
     told = record is not None and record.checkpoint == checkpoint.fingerprint
     if record is None or not told or (record.found is None and not _covers(record.search, search)):
-        record = find_start_run(
+        record = _find_start_run(
             folder, search, device=device, overwrite=record is not None, progress_callback=progress_callback
         )
     if record.found is None or not is_enough(checkpoint, record.found):

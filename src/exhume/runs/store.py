@@ -8,34 +8,60 @@ start-sweep.json                     where an interrupted search for it goes on 
 search.json, search.journal          the trials of a search for settings; its memory, by which it goes on
 trials/NUMBER/                       candidates.json, .safetensors of the best trials
 candidates.json, .safetensors        what the attacker found
+reconstruction-state.safetensors     where an interrupted reconstruction goes on (gone when it is over)
 scores.json, .safetensors            what the auditor counted, and the pairs
 audit.json, leaked.csv               the verdict, and what only the owner of the images can see
 report.html                          the page
 tracking/                            logs of TensorBoard or Weights & Biases, where asked for; kept
 """
 
+import math
 import shutil
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from exhume.attack.search import Method
-from exhume.candidates import Candidates
-from exhume.checkpoint import load_checkpoint
+from exhume.attack.interruption import ReconstructionState
+from exhume.attack.search import Iterate, Method
+from exhume.candidates import Candidates, HistoryPoint
+from exhume.checkpoint import Checkpoint, checkpoint_files, load_checkpoint
 from exhume.defence.training import TrainingPoint, TrainingState
 from exhume.errors import InputError
 from exhume.problems import Problem, load_problem
-from exhume.records import provenance, read_tensors, write, write_tensors
-from exhume.runs.schema import CandidatesRecord, FoundStart, TrainingRecord, read_record
+from exhume.records import (
+    encode,
+    encode_together,
+    parse,
+    provenance,
+    read_about,
+    read_tensors,
+    remove,
+    replace_files,
+    write_tensors,
+)
+from exhume.runs.schema import (
+    CandidatesRecord,
+    FoundStart,
+    ProblemRecord,
+    ReconstructionRequest,
+    TrainingRecord,
+    read_record,
+)
+
+T = TypeVar("T")
 
 FILES = {
     "training": ("training.json", "training-state.safetensors", "checkpoint.json", "checkpoint.safetensors"),
     "start": ("start.json", "start.safetensors", "start-sweep.json"),
     "search": ("search.json", "search.journal", "search.journal.lock", "trials"),
-    "candidates": ("candidates.json", "candidates.safetensors"),
+    "candidates": ("candidates.json", "candidates.safetensors", "reconstruction-state.safetensors"),
     "scores": ("scores.json", "scores.safetensors"),
     "audit": ("audit.json", "leaked.csv"),
     "report": ("report.html",),
@@ -51,14 +77,17 @@ def read_training(folder: Path) -> TrainingRecord:
     Raises:
         InputError: there is none, or it is still under way.
     """
+    if (folder / "training-state.safetensors").exists() and not (folder / "training.json").exists():
+        raise InputError(_INTERRUPTED.format(folder))
     if (folder / "checkpoint.json").exists() and not (folder / "training.json").exists():
         raise InputError(f"There is no {folder / 'training.json'}; say with --problem what the network was trained on.")
     record = read_record(folder / "training.json", TrainingRecord)
     if record.status == "running":
-        raise InputError(
-            f"The training in {folder} was interrupted; `exhume train` with the same words goes on with it."
-        )
+        raise InputError(_INTERRUPTED.format(folder))
     return record
+
+
+_INTERRUPTED = "The training in {} was interrupted; `exhume train` with the same words goes on with it."
 
 
 def load_truth(record: TrainingRecord, data_dir: str | None = None) -> Problem:
@@ -137,14 +166,14 @@ def read_candidate_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def save_candidates(folder: Path, candidates: Candidates, record: CandidatesRecord, *, small: bool = False) -> None:
-    """Writes candidates.safetensors and candidates.json.
+    """Writes candidates.safetensors and candidates.json, and removes what was made from others there.
 
     Args:
         small: stores each image in 256 steps between its own least and largest value, a quarter of the size.
     """
     tensors = {name: getattr(candidates, name) for name in CANDIDATE_TENSORS}
-    write_tensors(folder / "candidates.safetensors", _in_bytes(tensors) if small else tensors)
-    write(folder / "candidates.json", record)
+    files = encode_together(folder / "candidates", record, _in_bytes(tensors) if small else tensors)
+    replace_files(files, clear=partial(remove_after, folder, "candidates"))
 
 
 def candidates_record(
@@ -206,21 +235,96 @@ def same_candidates(folder: Path, other: Path) -> bool:
 
 
 def remove_stage(folder: Path, stage: str) -> None:
-    """Removes the files of a stage and of those that follow from it."""
+    """Removes the files of a stage and of those that follow from it.
+
+    Raises:
+        InputError: a file cannot be removed.
+    """
+    remove_after(folder, stage)
+    for name in FILES[stage]:
+        _remove(folder / name)
+
+
+def remove_after(folder: Path, stage: str) -> None:
+    """Removes the files of the stages that follow from one, the last stage first.
+
+    Raises:
+        InputError: a file cannot be removed.
+    """
     stages = list(FILES)
-    for later in stages[stages.index(stage) :]:
+    for later in reversed(stages[stages.index(stage) + 1 :]):
         for name in FILES[later]:
-            if (folder / name).is_dir():
-                shutil.rmtree(folder / name)
-            else:
-                (folder / name).unlink(missing_ok=True)
+            _remove(folder / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        remove_folder(path)
+    else:
+        remove(path)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder with all that is in it, if it is there; raises `InputError` if it cannot be removed."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"{path} cannot be removed: {error.strerror}.") from None
+
+
+@contextmanager
+def saving(save: Callable[[T], None], every: float) -> Iterator[Callable[[T], None]]:
+    """A callback that takes a state and saves it: the first at once, then every so many seconds.
+
+    The newest is also saved when the work ends before its time, by Ctrl-C for example.
+    """
+    newest: T | None = None
+    saved = -math.inf
+
+    def keep(state: T) -> None:
+        nonlocal newest, saved
+        newest = state
+        if time.monotonic() - saved > every:
+            save(state)
+            newest, saved = None, time.monotonic()
+
+    try:
+        yield keep
+    except BaseException:
+        if newest is not None:
+            with suppress(InputError):  # the disk may be what ended the work
+                save(newest)
+        raise
 
 
 _POINT = tuple(item.name for item in fields(TrainingPoint))
 
 
-def save_state(folder: Path, state: TrainingState) -> None:
-    """Keeps an interrupted training."""
+TRAINING_STATE = "training-state.safetensors"
+RECONSTRUCTION_STATE = "reconstruction-state.safetensors"
+
+
+def save_training(folder: Path, trained: Checkpoint, record: TrainingRecord) -> None:
+    """Writes the checkpoint and training.json, and removes what was made from another checkpoint there."""
+    path = folder / "training.json"
+    files = {**checkpoint_files(trained, folder), path: encode(record)}
+    replace_files(files, clear=partial(_clear_training, folder, trained, record.problem))
+    remove(folder / TRAINING_STATE)
+
+
+def _clear_training(folder: Path, trained: Checkpoint, problem: ProblemRecord) -> None:
+    try:
+        before = load_checkpoint(folder).fingerprint, read_training(folder).problem
+    except InputError:  # there is none, or not a whole one
+        before = None
+    if before != (trained.fingerprint, problem):
+        remove_after(folder, "training")
+
+
+def save_state(folder: Path, record: TrainingRecord, state: TrainingState) -> None:
+    """Keeps an interrupted training, and which it is."""
     history = [[float(getattr(point, name)) for name in _POINT] for point in state.history]
     tensors = {
         "epoch": torch.tensor(state.epoch),
@@ -230,7 +334,25 @@ def save_state(folder: Path, state: TrainingState) -> None:
         **{f"weights.{name}": tensor for name, tensor in state.weights.items()},
         **{f"momenta.{name}": tensor for name, tensor in state.momenta.items()},
     }
-    write_tensors(folder / "training-state.safetensors", tensors)
+    write_tensors(folder / TRAINING_STATE, tensors, about=encode(record).decode())
+
+
+def interrupted_training(folder: Path) -> TrainingRecord | None:
+    """The record of the training that was interrupted in the folder; None: there is none.
+
+    Raises:
+        InputError: its state is damaged.
+    """
+    path = folder / TRAINING_STATE
+    if not path.exists():
+        return None
+    about, _ = read_about(path)
+    if about:
+        return parse(path, about.encode(), TrainingRecord)
+    if not (folder / "training.json").exists():
+        raise InputError(f"{path} does not say which training it is; add --overwrite to train from the start.")
+    record = read_record(folder / "training.json", TrainingRecord)  # where it was said before 2026-11
+    return record if record.status == "running" else None
 
 
 def load_state(path: Path) -> TrainingState:
@@ -251,3 +373,79 @@ def load_state(path: Path) -> TrainingState:
         history=[TrainingPoint(**{**point, "epoch": int(point["epoch"])}) for point in points],
         seconds=float(tensors["seconds"]),
     )
+
+
+def save_reconstruction(
+    folder: Path, state: ReconstructionState, request: ReconstructionRequest, seconds: float
+) -> None:
+    """Keeps an interrupted reconstruction, which it is, and how long it has worked."""
+    tensors = {
+        "steps": torch.tensor(state.steps),
+        "seconds": torch.tensor(seconds, dtype=torch.float64),
+        "generator": state.generator,
+    }
+    for number, (search, iterate, history) in enumerate(
+        zip(state.searches, state.iterates, state.histories, strict=True)
+    ):
+        points = [[point.step, point.residual, point.penalty] for point in history]
+        tensors[f"{number} history"] = torch.tensor(points, dtype=torch.float64).reshape(-1, 3)
+        parts = {item.name: getattr(iterate, item.name) for item in fields(Iterate)}
+        tensors |= _laid_out({f"{number} iterate {name}": tensor for name, tensor in parts.items()})
+        tensors |= _laid_out({f"{number} search {name}": tensor for name, tensor in search.items()})
+    write_tensors(folder / RECONSTRUCTION_STATE, tensors, about=encode(request).decode())
+
+
+def interrupted_reconstruction(folder: Path) -> ReconstructionRequest | None:
+    """Which reconstruction was interrupted in the folder; None: there is none.
+
+    Raises:
+        InputError: its state is damaged.
+    """
+    path = folder / RECONSTRUCTION_STATE
+    return parse(path, read_about(path)[0].encode(), ReconstructionRequest) if path.exists() else None
+
+
+def load_reconstruction(folder: Path) -> tuple[ReconstructionState, float]:
+    """Takes up a kept reconstruction; and the seconds that it has worked.
+
+    Raises:
+        InputError: the file is damaged or holds something else.
+    """
+    path = folder / RECONSTRUCTION_STATE
+    tensors = read_tensors(path)
+    try:
+        count = len([name for name in tensors if name.endswith(" history")])
+        histories = [tensors[f"{number} history"].tolist() for number in range(count)]
+        state = ReconstructionState(
+            steps=int(tensors["steps"]),
+            searches=[_as_laid_out(tensors, f"{number} search ") for number in range(count)],
+            iterates=[Iterate(**_as_laid_out(tensors, f"{number} iterate ")) for number in range(count)],
+            generator=tensors["generator"],
+            histories=[[HistoryPoint(step=int(s), residual=r, penalty=p) for s, r, p in rows] for rows in histories],
+        )
+        return state, float(tensors["seconds"])
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        raise InputError(f"{path} does not hold the state of a reconstruction.") from None
+
+
+def _laid_out(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same by names that tell the order of the axes in memory, which a file of tensors does not keep.
+
+    The last bits of a product depend on that order.
+    """
+    named = {}
+    for name, tensor in tensors.items():
+        order = sorted(range(tensor.ndim), key=lambda axis, tensor=tensor: (-tensor.stride(axis), axis))  # type: ignore[misc]
+        named[f"{name}|{' '.join(map(str, order))}"] = tensor.permute(order)
+    return named
+
+
+def _as_laid_out(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin so, without it, in the order in memory that they had."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            plain, _, order = name.removeprefix(prefix).rpartition("|")
+            axes = [int(axis) for axis in order.split()]
+            found[plain] = tensor.permute([axes.index(axis) for axis in range(tensor.ndim)])
+    return found

@@ -1,10 +1,9 @@
 """The search stage of a run: many reconstructions, and the best one's candidates become the run's."""
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +16,8 @@ from exhume.devices import choose_device
 from exhume.errors import InputError
 from exhume.presets import RECONSTRUCTIONS
 from exhume.progress import ProgressCallback, no_op
-from exhume.records import provenance, replace_file, write
+from exhume.records import provenance, remove, replace_files, write
+from exhume.runs.claim import alone
 from exhume.runs.schema import SearchRecord
 from exhume.runs.store import (
     FILES,
@@ -25,14 +25,17 @@ from exhume.runs.store import (
     from_search,
     load_truth,
     read_training,
-    remove_stage,
+    remove_after,
+    remove_folder,
     same_candidates,
     save_candidates,
 )
+from exhume.tuning.journal import remembers
 from exhume.tuning.search_spaces import SPACES, known_points
-from exhume.tuning.study import RESIDUAL, Judge, SweepConfig, Trial, best, check_settings, sweep
+from exhume.tuning.study import RESIDUAL, Judge, SweepConfig, Trial, best, check_settings, question, sweep
 
 
+@alone
 def search_run(
     folder: Path,
     config: SweepConfig,
@@ -60,7 +63,7 @@ def search_run(
         raise InputError(f"keep must be at least 1, not {keep}.")
     check_settings(config, method)
     arbiter = RESIDUAL if judge == "residual" else truth_judge(folder)
-    _claim(folder, overwrite)
+    _claim(folder, question(checkpoint, config, method, arbiter), overwrite)
     presets = [
         preset.method
         for name, preset in RECONSTRUCTIONS.items()
@@ -127,10 +130,16 @@ def recovered(images: Images, candidates: Candidates) -> float:
     return float((alike >= 0.9).sum() + alike.clamp(0, 0.999).mean())
 
 
-def _claim(folder: Path, overwrite: bool) -> None:
-    """Makes sure that a search may replace the folder's candidates."""
+def _claim(folder: Path, what: Mapping[str, Any], overwrite: bool) -> None:
+    """Makes sure that a search may replace the folder's candidates; they stay until it has others.
+
+    Of another search, whose memory is not of use to this one, only the record stays as long.
+    """
     if overwrite:
-        remove_stage(folder, "search")
+        if not remembers(folder / "search.journal", what):
+            remove(folder / "search.journal")
+            remove_folder(folder / "trials")
+        return
     if (folder / FILES["candidates"][0]).exists() and not from_search(folder):
         raise InputError(f"{folder} already holds candidates of no search; add --overwrite or use another folder.")
 
@@ -159,12 +168,12 @@ def _tidy(folder: Path, leading: Sequence[int], ended: Sequence[Trial] | None) -
     gone = None if ended is None else {str(trial.number) for trial in ended}
     for path in (folder / "trials").glob("*/"):
         if path.name not in kept and (gone is None or path.name in gone) and not same_candidates(folder, path):
-            shutil.rmtree(path)
+            remove_folder(path)
 
 
 def _take(folder: Path, trial: Path) -> None:
     """Makes a trial's candidates the run's, unless they are already."""
     if not same_candidates(folder, trial):
-        remove_stage(folder, "candidates")
-        for name in reversed(FILES["candidates"]):  # the record last: without it there are no candidates
-            replace_file(folder / name, (trial / name).read_bytes())
+        # the record last: without it there are no candidates
+        files = {folder / name: (trial / name).read_bytes() for name in ("candidates.safetensors", "candidates.json")}
+        replace_files(files, clear=partial(remove_after, folder, "candidates"))

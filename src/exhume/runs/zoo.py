@@ -21,7 +21,7 @@ from exhume.errors import InputError, known
 from exhume.progress import ProgressCallback, no_op
 from exhume.records import read_tensors
 from exhume.runs.schema import CandidatesRecord, TrainingRecord
-from exhume.runs.store import FILES, candidates_record, read_training, remove_stage, save_candidates
+from exhume.runs.store import FILES, candidates_record, read_training, save_candidates
 
 SECOND = "second"
 """Folder of an entry's second reconstruction, beneath the entry's own."""
@@ -98,7 +98,6 @@ def reconstruct_entry(
         record = candidates_record(found, seeded, checkpoint=checkpoint.fingerprint, device=place, seconds=seconds)
         made.append((entry / below, found, record))
     for folder, found, record in made:
-        remove_stage(folder, "candidates")
         save_candidates(folder, found, record, small=True)
     return [record for _, _, record in made]
 

@@ -1,6 +1,7 @@
 """The memory of a search: a file to which Optuna appends, and which survives a kill."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def claim(journal: Path, what: Mapping[str, Any], first: Sequence[Mapping[str, Setting]], *, largest: bool) -> "Study":
-    """Opens the journal for one search, which is `alone` with it; what a killed process was at is queued again.
+    """Opens the journal for one search, which is `alone` with it.
 
     Args:
         what: says which search it is, in JSON's types; first: points to be tried first; largest: are best.
@@ -22,8 +23,6 @@ def claim(journal: Path, what: Mapping[str, Any], first: Sequence[Mapping[str, S
     Raises:
         InputError: the journal is damaged, or holds another search.
     """
-    import optuna  # noqa: PLC0415
-
     _mend(journal)
     try:
         study = open_journal(journal, largest=largest)
@@ -35,10 +34,24 @@ def claim(journal: Path, what: Mapping[str, Any], first: Sequence[Mapping[str, S
     with _quiet():
         for point in first:
             study.enqueue_trial(dict(point), skip_if_exists=True)
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.system_attrs.get("fixed_params", {}) | trial.params)
     return study
+
+
+def unfinished(study: "Study") -> list[int]:
+    """The identities of the trials that were begun and have not ended, the first first."""
+    import optuna  # noqa: PLC0415
+
+    return [trial._trial_id for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,))]
+
+
+def remembers(journal: Path, what: Mapping[str, Any]) -> bool:
+    """Whether the journal is of this search."""
+    try:
+        _mend(journal)
+        told = open_journal(journal, largest=False).user_attrs.get("search") if journal.exists() else None
+    except (ValueError, KeyError, AttributeError, TypeError, OSError):  # damaged
+        return False
+    return bool(told == json.loads(json.dumps(what)))
 
 
 @contextmanager
@@ -68,11 +81,18 @@ def open_journal(path: Path, *, largest: bool) -> "Study":
     import optuna  # noqa: PLC0415
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock  # noqa: PLC0415
 
+    class Backend(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            try:
+                super().append_logs(logs)
+            except OSError as error:
+                raise InputError(f"{path} cannot be written: {error.strerror}.") from None
+
     # a fifth of a reconstruction's steps tells little yet; it is watched about a hundred times
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=20, interval_steps=5)
     with _quiet():
         return optuna.create_study(
-            storage=optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path)))),
+            storage=optuna.storages.JournalStorage(Backend(str(path), JournalFileOpenLock(str(path)))),
             study_name="search",
             direction="maximize" if largest else "minimize",
             pruner=pruner,
@@ -81,11 +101,12 @@ def open_journal(path: Path, *, largest: bool) -> "Study":
 
 
 def _mend(journal: Path) -> None:
-    """Takes away what a killed process can leave: its lock, and half a line."""
-    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
-    content = journal.read_bytes()
-    if not content.endswith(b"\n"):
-        journal.write_bytes(content[: content.rfind(b"\n") + 1])
+    """Takes away what a killed process can leave: its lock, under one of its names, and half a line."""
+    for lock in journal.parent.glob(f"{journal.name}.lock*"):
+        lock.unlink(missing_ok=True)
+    content = journal.read_bytes() if journal.exists() else b""
+    if content and not content.endswith(b"\n"):
+        os.truncate(journal, content.rfind(b"\n") + 1)
 
 
 @contextmanager

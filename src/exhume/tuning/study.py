@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
@@ -26,7 +27,7 @@ from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
 from exhume.progress import Progress, ProgressCallback, no_op
-from exhume.tuning.journal import alone, claim, open_journal
+from exhume.tuning.journal import alone, claim, open_journal, unfinished
 from exhume.tuning.objective import believed_layers, exact_gate_residual
 from exhume.tuning.search_spaces import SPACES, Interval, Setting
 
@@ -155,24 +156,30 @@ def sweep(
         device=torch.device(device),
         keep=keep,
     )
-    what = {
+    with alone(journal):
+        study = claim(journal, question(checkpoint, config, method, judge), first, largest=judge.largest)
+        yield (trials := _finished(study))
+        left = config.trials - len(trials)
+        if left > 0:
+            job = replace(job, layers=believed_layers(checkpoint))
+            pending = unfinished(study)[:left]
+            one_by_one = partial(_in_turn, job, study, pending, left, progress_callback)
+            for _ in one_by_one() if config.workers == 1 else _side_by_side(job, pending, left):
+                before, trials = len(trials), _finished(study)
+                if len(trials) > before:
+                    progress_callback(_progress(trials, job))
+                yield trials
+
+
+def question(checkpoint: Checkpoint, config: SweepConfig, method: Method, judge: Judge) -> dict[str, Any]:
+    """Which search it is, in JSON's types: all but how many trials and workers."""
+    return {
         "space": config.space,
         "sampler": config.sampler,
         "judge": judge.name,
         "method": {"name": name_of(method), **asdict(method)},
         "checkpoint": checkpoint.fingerprint,
     }
-    with alone(journal):
-        study = claim(journal, what, first, largest=judge.largest)
-        yield (trials := _finished(study))
-        left = config.trials - len(trials)
-        if left > 0:
-            job = replace(job, layers=believed_layers(checkpoint))
-            for _ in _in_turn(job, study, left, progress_callback) if config.workers == 1 else _side_by_side(job, left):
-                before, trials = len(trials), _finished(study)
-                if len(trials) > before:
-                    progress_callback(_progress(trials, job))
-                yield trials
 
 
 def check_settings(config: SweepConfig, method: Method) -> None:
@@ -209,24 +216,34 @@ def _finished(study: "optuna.Study") -> list[Trial]:
             settings=dict(trial.params),
             value=trial.value if trial.state.name == "COMPLETE" else None,
             state="complete" if trial.state.name == "COMPLETE" else trial.user_attrs.get("why", "pruned"),
-            seconds=round(trial.duration.total_seconds(), 2) if trial.duration else 0.0,
+            seconds=trial.user_attrs.get("seconds", _duration(trial)),
         )
         for trial in sorted(ended, key=lambda t: (t.datetime_complete is None, t.datetime_complete, t.number))
     ]
 
 
-def _in_turn(job: _Job, study: "optuna.Study", count: int, progress_callback: ProgressCallback) -> Iterator[None]:
-    for _ in range(count):
-        _attempt(job, study, progress_callback)
+def _duration(trial: "optuna.trial.FrozenTrial") -> float:
+    """Seconds between a trial's beginning and its end, for journals that do not tell those at work."""
+    return round(trial.duration.total_seconds(), 2) if trial.duration else 0.0
+
+
+def _in_turn(
+    job: _Job, study: "optuna.Study", pending: Sequence[int], count: int, progress_callback: ProgressCallback
+) -> Iterator[None]:
+    """Trials until `count` have ended, first those that were begun before."""
+    for which in [*pending, *[None] * (count - len(pending))]:
+        _attempt(job, study, which, progress_callback)
         yield
 
 
-def _side_by_side(job: _Job, count: int) -> Iterator[None]:
-    """Trials in several processes until `count` were begun and have ended; yields about every second."""
+def _side_by_side(job: _Job, pending: Sequence[int], count: int) -> Iterator[None]:
+    """The same in several processes; yields about every second."""
     context = multiprocessing.get_context("spawn")
     tickets = context.Semaphore(count)
+    number = min(job.config.workers, count)
     workers = [
-        context.Process(target=_work, args=(job, tickets), daemon=True) for _ in range(min(job.config.workers, count))
+        context.Process(target=_work, args=(job, pending[which::number], tickets), daemon=True)
+        for which in range(number)
     ]
     try:
         for worker in workers:
@@ -250,29 +267,38 @@ def _side_by_side(job: _Job, count: int) -> Iterator[None]:
                 worker.join()
 
 
-def _work(job: _Job, tickets: Semaphore) -> None:
-    """A worker process: trials, one after another, while there are tickets."""
+def _work(job: _Job, pending: Sequence[int], tickets: Semaphore) -> None:
+    """A worker process: trials, one after another, while there are tickets; first those that were begun before."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     torch.set_num_threads(1)
-    study = open_journal(job.journal, largest=job.judge.largest)
-    while tickets.acquire(block=False):
-        _attempt(job, study, _while_wanted)
+    study, begun = open_journal(job.journal, largest=job.judge.largest), [*pending]
+    try:
+        while tickets.acquire(block=False):
+            _while_wanted()
+            _attempt(job, study, begun.pop(0) if begun else None, _while_wanted)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
 
 
-def _while_wanted(_: Progress) -> None:
+def _while_wanted(_: Progress | None = None) -> None:
     """Ends a worker whose parent was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():
         raise SystemExit
 
 
-def _attempt(job: _Job, study: "optuna.Study", progress_callback: ProgressCallback) -> None:
-    """Runs one trial, from its settings to its value; what a callback or a pruner raises ends it early."""
+def _attempt(job: _Job, study: "optuna.Study", begun: int | None, progress_callback: ProgressCallback) -> None:
+    """Runs one trial, from its settings to its value; what a callback or a pruner raises ends it early.
+
+    begun: the identity of a trial that was interrupted, which is done again with its own number; None: a new one.
+    """
     import optuna  # noqa: PLC0415
 
-    trial = study.ask()
+    trial = study.ask() if begun is None else optuna.trial.Trial(study, begun)
     study.sampler = _sampler(job, trial.number)
     ranges = SPACES[job.config.space].ranges
+    if begun is not None:
+        _draw_again(study, begun)
     searched: dict[str, Any] = {name: _suggest(trial, name, values) for name, values in ranges.items()}
     method = replace(job.method, **searched)
     yardstick, start = _Yardstick(job, method, trial), perf_counter()
@@ -280,21 +306,35 @@ def _attempt(job: _Job, study: "optuna.Study", progress_callback: ProgressCallba
     def tell(progress: Progress) -> None:
         progress_callback(replace(progress, stage=f"trial-{trial.number}"))
 
+    def end(**outcome: Any) -> None:
+        trial.set_user_attr("seconds", round(perf_counter() - start, 2))
+        # a worker whose parent was killed may have told the same meanwhile
+        study.tell(trial, **outcome, skip_if_finished=True)
+
     try:
         watch = yardstick if job.judge.value is None else no_op
         candidates = reconstruct(
             job.checkpoint, method, device=job.device, progress_callback=tell, iterate_callback=watch
         )
     except optuna.TrialPruned:
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        end(state=optuna.trial.TrialState.PRUNED)
         return
     value = yardstick.value if job.judge.value is None else job.judge.value(candidates)
     if candidates.status == "diverged" or not math.isfinite(value):
         trial.set_user_attr("why", "diverged")
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        end(state=optuna.trial.TrialState.PRUNED)
         return
     job.keep(trial.number, method, candidates, perf_counter() - start)
-    study.tell(trial, value)
+    end(values=value)
+
+
+def _draw_again(study: "optuna.Study", begun: int) -> None:
+    """Draws once more what an interrupted trial had drawn, so that what it draws next is what it would have drawn."""
+    trial = study._storage.get_trial(begun)
+    given = trial.system_attrs.get("fixed_params", {})
+    for name, distribution in trial.distributions.items():
+        if name not in given:
+            study.sampler.sample_independent(study, trial, name, distribution)
 
 
 class _Yardstick:
@@ -304,12 +344,14 @@ class _Yardstick:
         dtype = getattr(torch, method.dtype)
         self.network, self.layers = make_target(job.checkpoint).network.to(job.device, dtype), job.layers
         self.trial, self.seen, self.value = trial, 0, math.inf
+        self.before = {*trial.storage.get_trial(trial._trial_id).intermediate_values}
 
     def __call__(self, found: Iterate) -> None:
         import optuna  # noqa: PLC0415
 
         self.value = exact_gate_residual(self.network, found, self.layers)
-        self.trial.report(self.value, self.seen)
+        if self.seen not in self.before:  # else it was told before the trial was interrupted
+            self.trial.report(self.value, self.seen)
         self.seen += 1
         if self.trial.should_prune():
             raise optuna.TrialPruned

@@ -1,7 +1,7 @@
 """The search for MLPs: within the subspace that the first layer shows, with the gradients written out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import compress
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from exhume.architecture import MLP
 from exhume.attack.analysis import WeightAnalysis
+from exhume.attack.interruption import OtherState, digest
 from exhume.attack.optimisation import (
     Multipliers,
     balanced_labels,
@@ -84,6 +85,7 @@ class InputSubspaceSearch:
         self.changed_layers = {layer: ChangedLayer(space, self.precision) for layer, space in found.changed.items()}
         self.steps = settings.steps
         self.weighting: Weighting | None = None
+        self._subspace_digest = digest([self.subspace.basis, first])
         self.hidden_weight, self.grey_weight = first.new_zeros(()), first.new_zeros(())
         if guess is not None:
             self.multipliers = begun_at(guess, settings.objective, target, settings.min_multiplier)
@@ -230,6 +232,29 @@ class InputSubspaceSearch:
         coordinates = self.subspace.coordinates(pixels)
         projections = (coordinates @ self.subspace.basis.T)[:, : pixels.shape[1]].reshape(images.shape)
         return coordinates, self.subspace.share(pixels), self.target.as_images(projections)
+
+    def state(self) -> dict[str, Tensor]:
+        state = {"subspace": self._subspace_digest, "hidden": self.hidden_weight, "grey": self.grey_weight}
+        for name, holder in self._weighted():
+            if holder.weighting is not None:
+                state |= {f"{name} {item.name}": getattr(holder.weighting, item.name) for item in fields(Weighting)}
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        if not torch.equal(state["subspace"], self._subspace_digest):
+            raise OtherState("Another machine or number of threads rounds differently, so its coordinates are others.")
+        self.hidden_weight.copy_(state["hidden"])
+        self.grey_weight.copy_(state["grey"])
+        for name, holder in self._weighted():
+            if f"{name} columns" in state:
+                parts = {item.name: state[f"{name} {item.name}"].clone() for item in fields(Weighting)}
+                holder.weighting = Weighting(**{part: t.to(self.variables.device) for part, t in parts.items()})
+
+    def _weighted(self) -> "Iterator[tuple[str, InputSubspaceSearch | ChangedLayer]]":
+        """What has a weighting, by name: the first layer, and the changed ones."""
+        yield "first", self
+        for layer, changed in self.changed_layers.items():
+            yield f"layer {layer}", changed
 
 
 class ChangedLayer:

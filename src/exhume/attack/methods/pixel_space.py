@@ -1,6 +1,6 @@
 """The search for any network: over pixels, by autograd, judged by all parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 
 import torch
@@ -108,3 +108,10 @@ class PixelSpaceSearch:
 
     def iterate(self) -> Iterate:
         return snapshot(self.target, self.images, self.multipliers)
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: the objective stays what it is."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing, in the same way."""
