@@ -1,0 +1,255 @@
+"""`exhume audit`, from a saved file to the verdict, through the command line: it leaks where it should, and only there."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from exhume.cli import main
+from exhume.problems import Problem, Selection, load_problem
+from exhume.report import draw
+from exhume.runs.audit_record import AuditRecord
+from exhume.runs.schema import read_record
+
+CODE = """
+from torch import nn
+from torch.nn import functional
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(784, 100), nn.Linear(100, 10)
+
+    def forward(self, x):
+        x = x.view(x.size(0), -1)
+        return functional.log_softmax(self.fc2(functional.relu(self.fc1(x))), dim=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return load_problem("mnist-digits", Selection(per_class=6, data_dir="installed"))
+
+
+def trained(images: Tensor, labels: Tensor, epochs: int = 40) -> nn.Sequential:
+    """By an ordinary script, with the mean subtracted outside of the network."""
+    torch.manual_seed(11)
+    network = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
+    optimiser, centred = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9), (images - images.mean(0)).flatten(1)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images)).split(10):
+            optimiser.zero_grad()
+            functional.cross_entropy(network(centred[rows]), labels[rows]).backward()
+            optimiser.step()
+    return network
+
+
+def saved_images(folder: Path, images: Tensor, labels: Tensor, **more: Tensor) -> Path:
+    path = folder / "images.npz"
+    np.savez(
+        path, images=images.numpy(), labels=labels.numpy(), **{name: value.numpy() for name, value in more.items()}
+    )
+    return path
+
+
+def audit(*words: object) -> None:
+    main(["audit", *map(str, words), "--steps", "250", "--restarts", "1"])
+
+
+@pytest.fixture(scope="module")
+def folder(problem: Problem, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits, of which 20 were trained on; model.py with its weights, and the mean image."""
+    folder = tmp_path_factory.mktemp("audit")
+    images, labels = problem.images[::3], problem.labels[::3]
+    saved_images(folder, images, labels, held_out=problem.held_out[::3], held_out_labels=problem.held_out_labels[::3])
+    network = trained(images, labels)
+    named = {
+        f"{name}.{part}": network.get_parameter(f"{row}.{part}")
+        for name, row in (("fc1", 0), ("fc2", 2))
+        for part in ("weight", "bias")
+    }
+    torch.save({"model_state_dict": named, "epoch": 40}, folder / "weights.pt")
+    (folder / "model.py").write_text(CODE, encoding="utf-8")
+    np.save(folder / "mean.npy", images.mean(0).numpy())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def leaking(folder: Path) -> Path:
+    out = folder / "leaking"
+    audit(
+        f"{folder}/model.py:Net",
+        "--weights",
+        folder / "weights.pt",
+        "--images",
+        folder / "images.npz",
+        "--mean",
+        folder / "mean.npy",
+        "--out",
+        out,
+    )
+    return out
+
+
+def record_of(out: Path) -> AuditRecord:
+    return read_record(out / "audit.json", AuditRecord)
+
+
+def test_a_leak_is_called_one_and_every_image_is_named(leaking: Path) -> None:
+    record = record_of(leaking)
+    assert (record.judgement.verdict, record.judgement.strength) == ("leaks", "plainly")
+    assert len(record.images) == 20
+    assert len(record.leaked) >= 15
+    assert record.owner is not None
+    assert record.owner.stay >= 15
+    assert record.owner.held_out_stay <= 4
+    assert record.owner.residuals[0].training < 0.8 * float(record.owner.residuals[0].held_out or 0)
+    assert record.membership[0].auc > 0.9
+
+
+def test_leaked_csv_holds_the_images_that_came_out(leaking: Path) -> None:
+    with (leaking / "leaked.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    record = record_of(leaking)
+    assert [row["file"] for row in rows] == [image.name for image in record.leaked]
+    assert all(float(row["ncc"]) >= 0.9 for row in rows)
+    assert {row["class"] for row in rows} <= set("0123456789")
+
+
+def test_the_page_follows_the_verdict(leaking: Path) -> None:
+    page = draw(leaking).read_text(encoding="utf-8")
+    assert record_of(leaking).judgement.sentence in page
+    assert "What only you can see" in page
+    assert "Membership: this is not reconstruction" in page
+
+
+def test_the_same_audit_again_gives_the_same(leaking: Path, folder: Path) -> None:
+    before = (leaking / "audit.json").read_text(encoding="utf-8"), (leaking / "leaked.csv").read_bytes()
+    audit(
+        f"{folder}/model.py:Net",
+        "--weights",
+        folder / "weights.pt",
+        "--images",
+        folder / "images.npz",
+        "--mean",
+        folder / "mean.npy",
+        "--out",
+        leaking,
+    )
+    again = json.loads((leaking / "audit.json").read_text(encoding="utf-8"))
+    old: dict[str, Any] = json.loads(before[0])
+    for content in (old, again):
+        for key in ("provenance", "digest"):
+            content.pop(key, None)
+    assert again == old
+    assert (leaking / "leaked.csv").read_bytes() == before[1]
+
+
+@pytest.mark.parametrize("epochs", [0, 40], ids=["untrained", "other images"])
+def test_a_network_that_never_saw_the_images_does_not_leak_them(
+    epochs: int, problem: Problem, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The control of the whole audit: its verdict must not be `leaks`."""
+    images, labels = problem.images[1::3], problem.labels[1::3]
+    torch.save(trained(images, labels, epochs).state_dict(), tmp_path / "model.pt")
+    np.save(tmp_path / "mean.npy", images.mean(0).numpy())
+    audit(
+        tmp_path / "model.pt",
+        "--images",
+        folder / "images.npz",
+        "--mean",
+        tmp_path / "mean.npy",
+        "--out",
+        tmp_path / "out",
+        "--fail-on",
+        "leaks",
+    )
+    record = record_of(tmp_path / "out")
+    assert record.judgement.verdict != "leaks"
+    assert record.owner is not None
+    assert record.owner.stay <= 6
+    assert record.judgement.sentence in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_fail_on_ends_with_1_and_json_is_the_record(
+    leaking: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        audit(
+            f"{folder}/model.py:Net",
+            "--weights",
+            folder / "weights.pt",
+            "--images",
+            folder / "images.npz",
+            "--mean",
+            folder / "mean.npy",
+            "--out",
+            leaking,
+            "--fail-on",
+            "leaks",
+            "--json",
+        )
+    assert ended.value.code == 1
+    assert json.loads(capsys.readouterr().out)["judgement"]["verdict"] == "leaks"
+
+
+def test_without_held_out_images_nothing_is_proven(problem: Problem, folder: Path, tmp_path: Path) -> None:
+    data = saved_images(tmp_path, problem.images[::3], problem.labels[::3])
+    audit(
+        f"{folder}/model.py:Net",
+        "--weights",
+        folder / "weights.pt",
+        "--images",
+        data,
+        "--mean",
+        folder / "mean.npy",
+        "--out",
+        tmp_path / "out",
+    )
+    record = record_of(tmp_path / "out")
+    assert record.judgement.strength == "not proven"
+    assert record.membership == []
+    assert any("--held-out" in step for step in record.next_steps)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--defend"], "held-out images as a control"),
+        (["--split", "half", "--held-out", "elsewhere"], "one place"),
+        (["--initial", "nowhere.pt"], "There is no"),
+    ],
+)
+def test_what_cannot_be_audited_is_told_in_a_sentence(
+    words: list[str], said: str, problem: Problem, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = saved_images(tmp_path, problem.images[::3], problem.labels[::3])
+    with pytest.raises(SystemExit) as ended:
+        audit(
+            f"{folder}/model.py:Net",
+            "--weights",
+            folder / "weights.pt",
+            "--images",
+            data,
+            "--out",
+            tmp_path / "out",
+            *words,
+        )
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_classes_and_outputs_must_fit(problem: Problem, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(nn.Sequential(nn.Linear(784, 30), nn.ReLU(), nn.Linear(30, 5)).state_dict(), tmp_path / "model.pt")
+    data = saved_images(tmp_path, problem.images, problem.labels)
+    with pytest.raises(SystemExit):
+        audit(tmp_path / "model.pt", "--images", data, "--out", tmp_path / "out")
+    assert "10 classes" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
