@@ -238,7 +238,9 @@ def test_images_alone_are_scored_as_candidates_are() -> None:
     entry = ROOT / "zoo" / "mnist-multiclass"
     problem, candidates = load_truth(read_training(entry)), load_candidates(entry)[0]
     truth = problem.images[:20], problem.labels[:20], problem.held_out
-    assert score(candidates.images, *truth) == score(candidates, *truth)
+    alone, scores = score(candidates.images, *truth), score(candidates, *truth)
+    assert alone.picked is None and scores.picked is not None  # images alone have no confidence
+    assert replace(scores, picked=None) == alone
 
 
 @pytest.mark.parametrize("channels", [1, 3])
