@@ -288,6 +288,8 @@ def test_the_headings_of_the_leaking_images_sort_and_turn_round(opened: Open, pa
     assert places(table) == by_share[::-1] and heading.get_attribute("aria-sort") == "ascending"
     table.get_by_role("columnheader", name="Confidence").get_by_role("button").click()
     assert places(table) == [row for row in rows if row != 1] + [1], "the unknown one is last"
+    table.get_by_role("columnheader", name="Confidence").get_by_role("button").click()
+    assert places(table) == [row for row in rows[::-1] if row != 1] + [1], "in either direction"
     assert heading.get_attribute("aria-sort") is None
     table.get_by_role("columnheader", name="File").get_by_role("button").click()
     assert places(table) == sorted(rows), "as numbers: 2 comes before 10"

@@ -202,7 +202,7 @@ def test_an_ordinary_training_gives_its_start_and_its_digits_away(
     assert came_out >= 25 and control <= 3
     said = page("run")
     assert f"Found in them What its training began with: seed {trained.seed} of PyTorch" in said
-    assert f"after {place} draws" in said and "The chance of a false alarm is below 1e-40" in said
+    assert f"after {place} draws" in said and "The chance of a false alarm is below 10\N{MINUS SIGN}40" in said
     assert "those that its training began with" not in said
     assert "What training added to " in said
 
