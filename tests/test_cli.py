@@ -234,11 +234,48 @@ def test_a_foreign_file_that_is_no_state_dict_is_refused(capsys: pytest.CaptureF
     words = ("reconstruct", "run", "--checkpoint", "model.pt", "--shape", "1", "1", "2", "--task", "binary")
     Path("model.pt").write_bytes(b"nonsense")
     assert "model.pt is no plain state dict" in refused(capsys, *words)
-    torch.save({"0.weight": torch.zeros(1, 3)}, "model.pt")
+    torch.save({"0.weight": torch.ones(1, 3)}, "model.pt")
     assert "model.pt holds no chain of dense layers on 2 inputs" in refused(capsys, *words)
     torch.save({"0.weight": torch.ones(1, 2)}, "model.pt")
     assert "does not fit the task multiclass" in refused(capsys, *words[:-1], "multiclass")
     assert "There is no method 'magic'" in refused(capsys, *words, "--method", "magic")
+
+
+MODEL_PY = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.bn, self.fc2 = nn.Linear(12, 30), nn.BatchNorm1d(30), nn.Linear(30, 3)
+
+    def forward(self, x):
+        return torch.log_softmax(self.fc2(torch.relu(self.bn(self.fc1(x.flatten(1))))), 1)
+"""
+
+
+def test_a_network_is_read_by_its_code_in_its_own_units(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("model.py").write_text(MODEL_PY)
+    names: dict[str, Any] = {}
+    exec(MODEL_PY, names)
+    torch.save({"model": names["Net"]().state_dict()}, "model.pt")
+    words = ("reconstruct", "run", "--checkpoint", "model.py:Net", "--weights", "model.pt", "--shape", "3", "2", "2")
+    words += ("--task", "multiclass", "--std", "0.2", "0.3", "0.4", "--layout", "hwc", "--channels", "bgr", *SHORT)
+    run_words = (*words, "--mean", "0.1", "0.2", "0.3")
+    main(list(run_words))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("taken from under the key model") == 1 and "log-softmax, is left out" in said
+    checkpoint = load_checkpoint(Path("run"))
+    assert checkpoint.scale is not None
+    assert torch.equal(checkpoint.centre[:, 0, 0], torch.tensor([0.3, 0.2, 0.1]))
+    assert "under the key model" in json.loads(Path("run/candidates.json").read_text())["message"]
+    main(["report", "run"])
+    assert "linear" in Path("run/report.html").read_text()
+    np.save("mean.npy", np.zeros((3, 2, 2)))
+    assert "say the same" in refused(capsys, *run_words, "--centre", "mean.npy")
+    assert "neither numbers nor an .npy file" in refused(capsys, *words, "--mean", "grey")
+    assert "can be attacked here, and not trained" in refused(capsys, "train", "toy-circle", "new", "--initial", "run")
 
 
 @pytest.mark.parametrize(
