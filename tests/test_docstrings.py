@@ -23,6 +23,7 @@ GIVEN_BY = {
     "Checkpoint": "load_checkpoint",
     "Examination": "examine",
     "InputError": "load_problem",
+    "Readability": "readability",
     "SearchOutcome": "find_start",
     "Start": "find_start",
 }

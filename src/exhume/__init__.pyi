@@ -12,6 +12,9 @@ from .attack.reconstruct import reconstruct as reconstruct
 from .attack.signals import signals as signals
 from .attack.stationarity import OBJECTIVES as OBJECTIVES
 from .audit.matching import match as match
+from .audit.readability import Readability as Readability
+from .audit.readability import fates as fates
+from .audit.readability import readability as readability
 from .audit.scores import score as score
 from .audit.scores import sentence as sentence
 from .candidates import Candidates as Candidates
