@@ -27,6 +27,7 @@ GIVEN_BY = {
     "Judgement": "judge",
     "Membership": "membership",
     "OwnedImages": "load_images",
+    "Readability": "readability",
     "SearchOutcome": "find_start",
     "Start": "find_start",
 }

@@ -15,6 +15,9 @@ from .audit.matching import match as match
 from .audit.membership import Membership as Membership
 from .audit.membership import membership as membership
 from .audit.membership import membership_sentence as membership_sentence
+from .audit.readability import Readability as Readability
+from .audit.readability import fates as fates
+from .audit.readability import readability as readability
 from .audit.scores import score as score
 from .audit.scores import sentence as sentence
 from .audit.verdict import Applicability as Applicability

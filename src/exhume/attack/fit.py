@@ -19,8 +19,8 @@ from exhume.attack.stationarity import Objective
 REWEIGHTINGS = 3
 """Times that errors are weighed anew after the multipliers have been fitted. Two more change the residual by at most
 0.005 (networks demo, sgd and untrained of docs/theory.md, "What the owner can see")."""
-FIT_STEPS = 200
-"""Most steps of L-BFGS-B in a fit."""
+ROUND_STEPS, FIT_STEPS = 50, 200
+"""Most steps of L-BFGS-B before errors are weighed anew, and in the last round."""
 FIT_TOLERANCE = 1e-9
 """Decrease of the residual in a step at which a fit ends."""
 
@@ -70,16 +70,18 @@ class Fit:
 
 def fit(fixed: FixedImages, pairs: Pairs) -> Fit:
     """Finds the multipliers of fixed images, and in turn the weighting of the errors that follows from them."""
-    found = _least(fixed.residual, pairs, None)
-    for _ in range(REWEIGHTINGS):
-        fixed.reweight(pairs.cotangents(found))
-        found = _least(fixed.residual, pairs, found)
+    found = None
+    for steps in [*[ROUND_STEPS] * REWEIGHTINGS, FIT_STEPS]:
+        if found is not None:
+            fixed.reweight(pairs.cotangents(found))
+        found = _least(fixed.residual, pairs, found, steps)
+    assert found is not None
     left, whole = (float(fixed.residual(pairs.cotangents(factor * found)).detach()) for factor in (1.0, 0.0))
     return Fit(multipliers=found, cotangents=pairs.cotangents(found), residual=left / whole)
 
 
 def _least(
-    residual: Callable[[Tensor], Tensor], pairs: Pairs, start: Float[Tensor, "n g"] | None
+    residual: Callable[[Tensor], Tensor], pairs: Pairs, start: Float[Tensor, "n g"] | None, steps: int
 ) -> Float[Tensor, "n g"]:
     """By L-BFGS-B, whose memory grows with the number of images and not with its square; None: from even ones."""
     from scipy.optimize import minimize  # noqa: PLC0415
@@ -99,7 +101,7 @@ def _least(
         jac=True,
         method="L-BFGS-B",
         bounds=None if pairs.objective.signed else [(0, None)] * start.numel(),
-        options={"maxiter": FIT_STEPS, "ftol": FIT_TOLERANCE, "gtol": 0},
+        options={"maxiter": steps, "ftol": FIT_TOLERANCE, "gtol": 0},
     )
     return torch.as_tensor(found.x, dtype=start.dtype).reshape(start.shape) * unit
 
