@@ -461,3 +461,11 @@ def test_bad_scoring_input_is_refused() -> None:
         score(found(images), images, torch.zeros(2), torch.rand(2, 1, 5, 5))
     with pytest.raises(InputError, match=r"tolerance must be at least 1, not 0.5"):
         vote(images, images, 0.5)
+
+
+def test_a_candidate_that_is_not_finite_takes_no_ones_place_by_a_tie() -> None:
+    """The only finite candidate is the image's negative, of similarity -1: as little as one that is not finite has."""
+    image = torch.tensor([0.0, 1.0, 0.0, 1.0]).reshape(1, 1, 2, 2)
+    found = torch.cat([torch.full_like(image, torch.inf), 1 - image])
+    assert match(found, image).assigned.tolist() == [1]
+    assert match(found.flip(0), image).assigned.tolist() == [0]

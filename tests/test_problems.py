@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -31,6 +32,7 @@ from exhume.problems import (
     Selection,
     archives,
     first_per_class,
+    formats,
     load_problem,
     locate,
     names_and_summaries,
@@ -649,6 +651,79 @@ def test_image_folder_with_grey_and_colour_is_colour(tmp_path: Path) -> None:
     assert problem.images.shape == (6, 3, 8, 6)
 
 
+def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "fruit")
+    spoil_program(tmp_path / "fruit")
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *words, **_: started.append(words))
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        load_problem(str(tmp_path / "fruit"))
+    assert not started
+
+
+def test_images_of_16_bits_are_read_as_8(tmp_path: Path) -> None:
+    write_images(tmp_path / "fruit")
+    levels = np.arange(48).reshape(8, 6)
+    for number, folder in enumerate(sorted((tmp_path / "fruit").iterdir())):
+        for path in sorted(folder.iterdir()):
+            path.unlink()
+            random = np.random.default_rng([number, int(path.stem)]).integers(0, 5, (8, 6))
+            Image.fromarray(((levels + random) * 257).astype(np.uint16)).save(path)
+    problem = load_problem(str(tmp_path / "fruit"), Selection(per_class=1))
+    random = np.random.default_rng([0, 0]).integers(0, 5, (8, 6))
+    assert torch.equal((problem.images[0, 0] * 255).round().int(), torch.tensor(levels + random).int())
+
+
+def test_colours_of_16_bits_are_read_as_8(tmp_path: Path) -> None:
+    """Pillow cannot write such a file: it is made by hand."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    def png(pixels: np.ndarray) -> bytes:  # type: ignore[type-arg]
+        height, width, _ = pixels.shape
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+        head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+    random, images = np.random.default_rng(0), []
+    for label in ("a", "b"):
+        (tmp_path / "fruit" / label).mkdir(parents=True)
+        for number in range(2):
+            pixels = random.integers(0, 256, (8, 6, 3))
+            (tmp_path / "fruit" / label / f"{number}.png").write_bytes(png(257 * pixels))
+            images.append(pixels)
+    problem = load_problem(str(tmp_path / "fruit"))
+    expected = torch.tensor(images[0]).permute(2, 0, 1)
+    assert torch.equal((problem.images[0] * 255).round().int(), expected.int())
+
+
+def test_images_are_turned_as_their_camera_was(tmp_path: Path) -> None:
+    write_images(tmp_path / "fruit")
+    with Image.open(tmp_path / "fruit" / "apples" / "00.png") as image:
+        upright = image.copy()
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    upright.rotate(180).save(tmp_path / "fruit" / "apples" / "00.png", exif=exif)
+    problem = load_problem(str(tmp_path / "fruit"), Selection(per_class=1))
+    pixels = np.asarray(upright.convert("RGB" if problem.images.shape[1] == 3 else "L")).reshape(8, 6, -1)
+    assert torch.equal((problem.images[0] * 255).round().int(), torch.tensor(pixels).permute(2, 0, 1).int())
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "MOST_BYTES", 1000)
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("zeros")
+        member.size = 2000
+        archive.addfile(member, io.BytesIO(bytes(2000)))
+    with pytest.raises(InputError, match="it unpacks to more than 1,000 bytes"):
+        formats.read_cifar(tmp_path / "cifar-10-python.tar.gz", archives._CIFAR10)
+    for name in formats.MNIST_FILES:
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(bytes(2000)))
+    with pytest.raises(InputError, match="it unpacks to more than 1,000 bytes"):
+        formats.read_mnist(tmp_path / f"{formats.MNIST_FILES[0]}.gz")
+
+
 def test_a_second_copy_of_a_training_image_is_not_held_out(tmp_path: Path) -> None:
     write_images(tmp_path / "fruit")
     (tmp_path / "fruit" / "apples" / "03.png").write_bytes((tmp_path / "fruit" / "apples" / "00.png").read_bytes())
@@ -678,7 +753,14 @@ def spoil_empty(folder: Path) -> None:
 
 
 def spoil_depth(folder: Path) -> None:
-    Image.fromarray(np.zeros((8, 6), np.uint16)).save(folder / "pears" / "00.png")
+    (folder / "pears" / "00.png").unlink()
+    Image.fromarray(np.zeros((8, 6), np.float32)).save(folder / "pears" / "00.tiff")
+
+
+def spoil_program(folder: Path) -> None:
+    (folder / "pears" / "00.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -687,7 +769,8 @@ def spoil_depth(folder: Path) -> None:
         (spoil_size, "All images must have one size: .*apples.00.png is 6x8, .*plums.01.png is 9x9"),
         (spoil_file, "plums.01.png cannot be read as an image"),
         (spoil_empty, "quinces holds no image file"),
-        (spoil_depth, "pears.00.png has more than 8 bits a channel"),
+        (spoil_depth, "pears.00.tiff has more than 16 bits a channel"),
+        (spoil_program, "pears.00.png cannot be read as an image: cannot identify"),
         (spoil_nothing, "holds 1 folders, but image-folder needs one per class, two or more"),
     ],
 )

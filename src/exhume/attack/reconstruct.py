@@ -1,6 +1,7 @@
 """The attacker: reconstructs training images from a trained network. It sees the weights, never an image."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -24,6 +25,8 @@ IterateCallback = Callable[[Iterate], None]
 """Is given the candidates of the moment. What it raises ends the reconstruction."""
 OBSERVATIONS = 100
 """Times that a search is observed: the history's points, and the calls of the callbacks."""
+KEEP_AFTER = 10.0
+"""Seconds after which the state is kept also between two observations, which can be minutes apart."""
 
 
 def reconstruct(
@@ -58,7 +61,7 @@ def reconstruct(
         iterate_callback: is given the candidates of the first search as often.
         resume: goes on from here. On the same machine with as many threads, the numbers are those of a reconstruction
             that was never interrupted.
-        keep: is given the state as often, to keep it for `resume`.
+        keep: is given the state as often, and every ten seconds, to keep it for `resume`.
 
     Raises:
         InputError: task or centre is missing, the settings do not fit the task, the initial weights do not fit the
@@ -118,11 +121,15 @@ def _search(
     histories = [list(history) for history in resume.histories] if resume else [[] for _ in searches]
     stepper, every = Stepper(searches, target.centre.device), max(1, steps // OBSERVATIONS)
     iterates = [one.moved_to(target.centre) for one in resume.iterates] if resume else [s.iterate() for s in searches]
+    kept = time.monotonic()
     for step in range(resume.steps if resume else 0, steps + 1):
         observed = step % every == 0 or step == steps
         now = [search.iterate() for search in searches] if observed else []
         stepper.take(step) if step < steps else stepper.evaluate(step)
         if not observed:
+            if time.monotonic() - kept > KEEP_AFTER:
+                save(step + 1, iterates, histories)
+                kept = time.monotonic()
             continue
         pairs = zip(stepper.residuals.tolist(), stepper.penalties.tolist(), strict=True)
         for which, (residual, penalty) in enumerate(pairs):
@@ -137,6 +144,7 @@ def _search(
         values = {"residual": last.residual, "penalty": last.penalty}
         if step < steps:
             save(step + 1, iterates, histories)
+            kept = time.monotonic()
         progress_callback(Progress(stage="reconstruct", step=step, total=steps, values=values))
     return [
         _candidates(search, target, iterate, history, steps)

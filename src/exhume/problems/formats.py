@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,17 @@ from exhume.devices import check_memory
 from exhume.errors import InputError
 from exhume.problems.datasets import DataSet, Rows
 
-DAMAGE = (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    TokenError,
+    OverflowError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What the standard library and NumPy raise for a file that is cut short or something else than its name says."""
 
 NPZ_KEYS = ("x_train", "y_train", "images", "labels", "x_test", "y_test", "held_out", "held_out_labels", *"XYxy")

@@ -193,4 +193,4 @@ def _svg(name: str, label: str, chart: Callable[["Axes"], None], size: tuple[flo
     text = re.sub(r'(\bid="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
     for colour, variable in _CSS.items():
         text = text.replace(colour, variable)
-    return Markup(text)
+    return Markup(text)  # noqa: S704 Matplotlib's own SVG, whose texts it escapes

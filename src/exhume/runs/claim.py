@@ -163,5 +163,6 @@ def began(pid: int) -> str | None:
             return status.read_text(errors="replace").rpartition(")")[2].split()[19]
         except (OSError, IndexError):
             return None
-    words = subprocess.run(["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    asked = ["/bin/ps", "-o", "lstart=", "-p", str(int(pid))]
+    words = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603 a fixed program, a number
     return words.stdout.strip() or None

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -145,7 +146,7 @@ def load_centre(path: Path, shape: Shape) -> Tensor:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(stored, np.ndarray):
             raise ValueError("it is an archive of arrays")
-    except (OSError, ValueError, TypeError, EOFError, OverflowError, SyntaxError) as error:
+    except (OSError, ValueError, TypeError, EOFError, OverflowError, SyntaxError, TokenError) as error:
         why = "it is no array" if "pickle" in str(error) else error
         raise InputError(f"{path} is no .npy file with an image: {why}.") from None
     if stored.shape != tuple(shape):
