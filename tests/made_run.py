@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exhume.attack.methods import Exhume
 from exhume.audit.matching import match
+from exhume.audit.readability import Fate
 from exhume.audit.scores import Counts, Seconds, score
 from exhume.audit.verdict import Judgement, Verdict
 from exhume.candidates import Assumptions, Candidates, HistoryPoint
@@ -19,7 +20,7 @@ from exhume.networks import NetworkConfig, Shape, Task, build
 from exhume.problems import Selection
 from exhume.records import Provenance, write, write_tensors
 from exhume.report.audit_view import AuditView, ImageFate, LeakedImage, Membership, MembershipSignal, OwnersView
-from exhume.runs.audit_record import Fate, LayerResidual
+from exhume.runs.audit_record import LayerResidual
 from exhume.runs.defences import DefenceRow
 from exhume.runs.schema import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord, read_record
 

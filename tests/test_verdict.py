@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from exhume.audit.readability import Readability
 from exhume.audit.scores import Counts, Seconds, Ssim, sentence
-from exhume.audit.verdict import GIVING, HOLDS, Applicability, judge
+from exhume.audit.verdict import GIVING, Applicability, judge
 
 LEVELS = ("0.7", "0.8", "0.9", "0.95")
 NOTHING = Counts(
@@ -26,6 +27,17 @@ NOTHING = Counts(
     ssim=Ssim(good=0, null_good=0, null_perfect=0, top10=None),
     per_image=[],
     seconds=Seconds(),
+)
+READABLE = Readability(
+    verdict="readable",
+    level=0.9,
+    images=100,
+    held_out=100,
+    stay=90,
+    held_out_stay=2,
+    p_value=1e-30,
+    reachable=100,
+    reason="A search stays at 90 of 100 training images.",
 )
 READS = Applicability(method_reads=True, regime="small initialisation")
 
@@ -118,15 +130,13 @@ def test_nothing_found_where_images_come_out_of_such_networks(regime: str) -> No
         (None, "was not looked at"),
         (Applicability(method_reads=False), "no equations"),
         (Applicability(method_reads=False, reason="It is a transformer."), "It is a transformer."),
-        (Applicability(method_reads=False, residual_true=0.0, residual_held_out=1.0), "no equations"),
+        (Applicability(method_reads=False, readability=READABLE), "no equations"),
         (Applicability(method_reads=True), "does not show in the weights"),
         (Applicability(method_reads=True, regime="default initialisation"), "weights before training are not known"),
         (Applicability(method_reads=True, regime="known start, inexact", optimiser="adam"), "(Adam)"),
         (replace(READS, reason="The search diverged."), "The search diverged."),
-        (replace(READS, residual_true=0.9, residual_held_out=0.95), "residual 0.9 against 0.95"),
-        (replace(READS, residual_true=float("nan"), residual_held_out=0.95), "residual nan"),
-        (replace(READS, stays=False), "leaves them"),
-        (replace(READS, stays=False, residual_true=0.01, residual_held_out=0.9), "leaves them"),
+        (replace(READS, readability=replace(READABLE, verdict="not held", reason="They do not.")), "They do not."),
+        (replace(READS, readability=replace(READABLE, verdict="held but not readable", reason="Held.")), "Held."),
     ],
 )
 def test_the_method_does_not_apply_and_says_why(applies: Applicability | None, words: str) -> None:
@@ -137,10 +147,9 @@ def test_the_method_does_not_apply_and_says_why(applies: Applicability | None, w
 
 
 def test_the_owners_view_decides_where_it_is_there() -> None:
-    """The condition holds at the true images: the method applies, whatever the regime and the candidates' residual."""
+    """A search begun at the images stays there: the method applies, whatever the regime and the candidates' residual."""
     limit = replace(READS, regime="default initialisation", reason="The candidates leave 90 % unexplained.")
-    for true, verdict in ((0.99 * HOLDS, "nothing found"), (1.01 * HOLDS, "does not apply")):
-        assert judge(NOTHING, replace(limit, residual_true=true, residual_held_out=1.0)).verdict == verdict
-    judgement = judge(NOTHING, replace(limit, residual_true=0.02, residual_held_out=0.6, stays=True))
-    assert "residual 0.02 against 0.6" in judgement.reasons[0]
-    assert "stays there" in judgement.reasons[1]
+    assert judge(NOTHING, limit).verdict == "does not apply"
+    judgement = judge(NOTHING, replace(limit, readability=READABLE))
+    assert judgement.verdict == "nothing found"
+    assert judgement.reasons[0] == READABLE.reason

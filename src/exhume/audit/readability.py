@@ -20,7 +20,7 @@ CHANCE = 1e-3
 """Chance of such counts, or of such signals of membership, up to which they are believed. Of the networks on which the
 rule was chosen those that hold the images have 6e-6 at most, those that do not 0.25 at least."""
 
-Fate = Literal["outside the subspace", "does not stay", "not found", "found"]
+Fate = Literal["outside the subspace", "does not stay", "stays but not found", "found"]
 """What becomes of one image: the subspace that is searched does not hold it; a search that begins at it leaves it; it
 would stay, and no candidate shows it; a candidate shows it."""
 Readable = Literal["readable", "held but not readable", "not held"]
@@ -118,7 +118,7 @@ def _fate(found: bool, stays: bool, reachable: bool) -> Fate:
     if found:
         return "found"
     if stays:
-        return "not found"
+        return "stays but not found"
     return "does not stay" if reachable else "outside the subspace"
 
 

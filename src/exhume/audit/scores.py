@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from exhume.audit.matching import Matches, comparable, finite, halved_similarity, match, merge
@@ -276,9 +276,12 @@ def _elsewhere(scores: Counts, measure: str) -> str:
 
 def control_images(held_out: Images, count: int) -> Float[Tensor, "n c h w"]:
     """The control: `count` held-out images, or all if fewer, evenly spread since they may come class by class."""
-    if len(held_out) == 0:
-        return held_out
-    return held_out[torch.linspace(0, len(held_out) - 1, min(count, len(held_out))).round().long()]
+    return held_out[control_rows(len(held_out), count)]
+
+
+def control_rows(held_out: int, count: int) -> Int[Tensor, " n"]:
+    """Which of so many held-out images are the control."""
+    return torch.linspace(0, held_out - 1, min(count, held_out)).round().long()
 
 
 def _counts(matches: Matches) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from exhume.audit.readability import Readability
 from exhume.audit.scores import HEADLINE, SUSPICION, Counts, is_suspect
 from exhume.audit.significance import fisher
 
@@ -14,8 +15,6 @@ PLAINLY = 1e-3
 TRACES = 0.01
 """Chance of a difference of all similarities below which it is called a leak: one in a hundred networks that leak
 nothing is called so."""
-HOLDS = 0.5
-"""Residual of the true images, relative to that of never-seen ones, up to which the condition holds at the truth."""
 GIVING = ("decayed", "small initialisation", "known start")
 """Rows of REGIMES from which most images of a small set came out. Nothing came out of the default initialisation while
 the start was not known; of inexact starts (Adam) sometimes a part, so nothing found there says little."""
@@ -28,20 +27,19 @@ class Applicability:
     method_reads: whether it has the equations of this kind of network; reason: why not, or what speaks against it,
     in words for the owner ("": nothing does); regime: the row of REGIMES that the weights chose.
 
-    With the owner's images at hand: residual_true and residual_held_out, of the true and of never-seen images under the
-    same fit; stays: whether a search begun at the true images stays there. None: not looked at.
+    readability: whether the training images can be read from the weights, told with them at hand; None: not looked at.
     start_known: whether the weights before training are known; optimiser: by its signs in the weights ("adam"); None:
     not known.
 
-        exhume.judge(scores, exhume.Applicability(method_reads=True, residual_true=0.02, residual_held_out=0.6))
+        own, others = (exhume.examine(checkpoint, images) for images in (problem.images, problem.held_out))
+        readable = exhume.readability(own, others, membership_p=1.0)
+        exhume.judge(scores, exhume.Applicability(method_reads=True, readability=readable))
     """
 
     method_reads: bool
     reason: str = ""
     regime: str | None = None
-    residual_true: float | None = None
-    residual_held_out: float | None = None
-    stays: bool | None = None
+    readability: Readability | None = None
     start_known: bool | None = None
     optimiser: str | None = None
 
@@ -69,8 +67,8 @@ def judge(scores: Counts, applies: Applicability | None = None) -> Judgement:
 
     "leaks" needs a test against held-out images; without them nothing is called a leak, and neither is the network
     cleared where these came out themselves or are too few. "nothing found" needs a method
-    that applies: the condition holds at the true images better than at never-seen ones, or, where these were not
-    looked at, the weights are of a kind from which images come out (`GIVING`). All else is "does not apply".
+    that applies: a search that begins at the training images stays there more than at others (`readability`), or, where
+    that was not tried, the weights are of a kind from which images come out (`GIVING`). All else is "does not apply".
 
         judgement = exhume.judge(exhume.score(candidates, images, labels, held_out))
 
@@ -163,18 +161,10 @@ def _against(applies: Applicability | None) -> tuple[str, ...]:
     reasons = [applies.reason] if applies.reason else []
     if not applies.method_reads:
         return tuple(reasons) or ("The method has no equations for this kind of network.",)
-    if applies.stays is False:
-        reasons.append("A search begun at the true images leaves them, so the weights do not hold them fast.")
-    true, never_seen = applies.residual_true, applies.residual_held_out
-    if true is not None and never_seen is not None:
-        if not true <= HOLDS * never_seen:
-            reasons.insert(
-                0,
-                f"The true images explain the weights little better than never-seen ones "
-                f"(residual {true:.2g} against {never_seen:.2g}).",
-            )
-        elif applies.stays is not False:
+    if applies.readability is not None:
+        if applies.readability.verdict == "readable":
             return ()
+        reasons.insert(0, applies.readability.reason)
     elif not reasons and applies.regime not in GIVING:
         reasons.append(_regime(applies))
     if reasons and applies.optimiser == "adam":
@@ -192,14 +182,6 @@ def _regime(applies: Applicability) -> str:
 def _for(applies: Applicability | None) -> tuple[str, ...]:
     if applies is None:
         return ()
-    reasons = []
-    if applies.residual_true is not None and applies.residual_held_out is not None:
-        reasons.append(
-            f"The true images explain the weights better than never-seen ones (residual {applies.residual_true:.2g} "
-            f"against {applies.residual_held_out:.2g}), so they can be in reach of another search."
-        )
-    elif applies.regime is not None:
-        reasons.append(f"From networks of this kind ({applies.regime}) images came out before.")
-    if applies.stays:
-        reasons.append("A search begun at the true images stays there, so one that begins elsewhere may find them.")
-    return tuple(reasons)
+    if applies.readability is not None:
+        return (applies.readability.reason, "So a search that begins elsewhere may find them yet.")
+    return (f"From networks of this kind ({applies.regime}) images came out before.",) if applies.regime else ()

@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from exhume.attack.methods import Exhume
 from exhume.audit.membership import membership_sentence
+from exhume.audit.readability import Fate
 from exhume.checkpoint import Checkpoint
 from exhume.commands.display import bars, console, print_picked, print_scores, print_verdict
 from exhume.devices import Device
@@ -19,7 +20,7 @@ from exhume.problems import Selection
 from exhume.problems.owned import OwnedImages, Split, load_images
 from exhume.report import draw
 from exhume.runs.audit import Source, audit_run
-from exhume.runs.audit_record import AuditRecord, Fate
+from exhume.runs.audit_record import AuditRecord
 from exhume.runs.defences import DefenceRow
 from exhume.runs.pipeline import load_numbers
 from exhume.runs.schema import ScoresRecord, read_record
@@ -154,7 +155,10 @@ def _show(record: AuditRecord, scores: ScoresRecord, folder: Path, page: Path) -
     if scores.picked is not None:
         print_picked(scores.picked)
     fates = Counter(image.fate for image in record.images)
-    _line("images", ", ".join(f"{fates[fate]} {fate}" for fate in get_args(Fate) if fates[fate]))
+    _line(
+        "images",
+        ", ".join(f"{fates[fate]} {fate or 'not found'}" for fate in (*get_args(Fate)[::-1], None) if fates[fate]),
+    )
     for sentence in _owner_sentences(record):
         _line("you can see", sentence)
     if record.membership:

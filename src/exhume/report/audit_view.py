@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exhume.audit.membership import Membership as Measured
+from exhume.audit.readability import Fate
 from exhume.audit.verdict import Judgement
-from exhume.runs.audit_record import AuditedImage, AuditRecord, Fate, LayerResidual
+from exhume.runs.audit_record import AuditedImage, AuditRecord, LayerResidual
 from exhume.runs.audit_record import OwnersView as Owners
 from exhume.runs.defences import DefenceRow
 
@@ -125,6 +126,7 @@ def _owner(owner: Owners, images: Sequence[AuditedImage]) -> OwnersView:
         images=[
             ImageFate(name=image.name, label=image.label, fate=image.fate, reachable=image.inside, stays=image.stays)
             for image in images
+            if image.fate is not None
         ],
         held_out=owner.held_out or None,
         held_out_stay=owner.held_out_stay if owner.held_out else None,

@@ -16,7 +16,8 @@ from exhume.attack.examine import Examination, examine
 from exhume.attack.methods import Exhume
 from exhume.attack.signals import signals
 from exhume.audit.membership import Membership, membership
-from exhume.audit.scores import HEADLINE, control_images
+from exhume.audit.readability import Fate, fates, readability
+from exhume.audit.scores import HEADLINE, control_images, control_rows
 from exhume.audit.verdict import Applicability, Judgement, judge
 from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.devices import choose_device
@@ -28,7 +29,7 @@ from exhume.problems.owned import OwnedImages, Split
 from exhume.progress import Progress, ProgressCallback, no_op
 from exhume.records import encode, provenance, replace_files
 from exhume.runs.applicability import read_applicability
-from exhume.runs.audit_record import AuditedImage, AuditRecord, Fate, LayerResidual, OwnersView
+from exhume.runs.audit_record import AuditedImage, AuditRecord, LayerResidual, OwnersView
 from exhume.runs.defences import DefenceRow, compare_defences
 from exhume.runs.pipeline import reconstruct_run, score_run
 from exhume.runs.schema import CandidatesRecord, ScoresRecord
@@ -186,9 +187,9 @@ def _owner_looks(
     checkpoint = load_checkpoint(folder)
     start = initial or (found_start(folder) if found.start else None)
     control = control_images(mine.held_out, len(mine.images))
-    kept = control_images(torch.arange(len(mine.held_out)), len(mine.images))
-    labels = mine.labels
-    control_labels = None if mine.held_out_labels is None else mine.held_out_labels[kept]
+    labels, control_labels = mine.labels, mine.held_out_labels
+    if control_labels is not None:
+        control_labels = control_labels[control_rows(len(mine.held_out), len(mine.images))]
     method = found.method if isinstance(found.method, Exhume) else Exhume()
 
     def told(step: int) -> None:
@@ -252,19 +253,19 @@ def _applicability(found: CandidatesRecord, seen: _Seen | None) -> Applicability
     applies = read_applicability(found)
     if seen is None:
         return applies
-    view = seen.view
-    return replace(
-        applies,
-        residual_true=view.residuals[0].training,
-        residual_held_out=view.residuals[0].held_out,
-        stays=view.stay > view.training / 2,
-    )
+    if seen.held_out is None:
+        return applies
+    # of several signals the best is taken, so its chance counts as often as there are signals
+    chance = min((len(seen.membership) * one.p_value for one in seen.membership), default=1.0)
+    return replace(applies, readability=readability(seen.training, seen.held_out, membership_p=min(1.0, chance)))
 
 
 def _images(folder: Path, mine: OwnedImages, scores: ScoresRecord, seen: _Seen | None) -> list[AuditedImage]:
     confidence = load_candidates(folder)[0].confidence
-    rows = []
-    for image, name in zip(scores.per_image, mine.names, strict=True):
+    rows, similarity = [], torch.tensor([image.ncc for image in scores.per_image])
+    found: list[Fate | None] = ["found" if image.ncc >= float(HEADLINE) else None for image in scores.per_image]
+    told = fates(seen.training, similarity) if seen else found
+    for image, name, fate in zip(scores.per_image, mine.names, told, strict=True):
         i, sure = image.index, float(confidence[image.candidate]) if image.candidate >= 0 else math.nan
         own = seen.training if seen else None
         inside, stays = (float(own.reachable[i]), float(own.stays[i])) if own else (None, None)
@@ -273,7 +274,7 @@ def _images(folder: Path, mine: OwnedImages, scores: ScoresRecord, seen: _Seen |
                 index=i,
                 name=name,
                 label=image.label,
-                fate=fate(image.ncc, inside, stays),
+                fate=fate,
                 ncc=image.ncc,
                 confidence=None if math.isnan(sure) else sure,
                 share=float(own.explained[i]) if own else None,
@@ -284,16 +285,6 @@ def _images(folder: Path, mine: OwnedImages, scores: ScoresRecord, seen: _Seen |
             )
         )
     return rows
-
-
-def fate(ncc: float, inside: float | None, stays: float | None) -> Fate:
-    """What became of an image, by the similarities of `AuditedImage`."""
-    threshold = float(HEADLINE)
-    if ncc >= threshold:
-        return "found"
-    if inside is not None and inside < threshold:
-        return "outside the subspace"
-    return "stays but not found" if stays is not None and stays >= threshold else "does not stay"
 
 
 def _defences(

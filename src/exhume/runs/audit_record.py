@@ -1,33 +1,30 @@
 """audit.json: the verdict on a network, what it rests on, and what only the owner of the images can see."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from exhume.audit.membership import Membership
+from exhume.audit.readability import Fate
 from exhume.audit.verdict import Applicability, Judgement
 from exhume.records import Provenance
 from exhume.runs.defences import DefenceRow
 from exhume.runs.schema import ProblemRecord
-
-Fate = Literal["found", "stays but not found", "does not stay", "outside the subspace"]
-"""What became of a training image, from the worst for its owner to the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedImage:
     """What is known of one training image.
 
-    index: its place among the scored images; name: its file, or its row of an array; label: None if unknown; ncc: of
-    its one-to-one candidate, whose confidence is given where it is available; share: of the weights' squared norm that
-    the image itself accounts for; multiplier, margin: of the image; inside: similarity of the image and its projection
-    onto the subspace that is searched, the most that a search can reach; stays: similarity of the image and where a
-    search that began at it ended. None: not computed.
+    index: its place among the scored images; name: its file, or its row of an array; label: None if unknown; fate: None
+    if it did not come out and nothing more is known; ncc: of its one-to-one candidate, whose confidence is given where
+    it is available; share: of the weights' squared norm that the image itself accounts for; multiplier, margin: of the
+    image; inside: similarity of the image and its projection onto the subspace that is searched, the most that a search
+    can reach; stays: similarity of the image and where a search that began at it ended. None: not computed.
     """
 
     index: int
     name: str
     label: float | None
-    fate: Fate
+    fate: Fate | None
     ncc: float
     confidence: float | None = None
     share: float | None = None

@@ -191,12 +191,16 @@ records.register(Method, _encode_method, _decode_method)
 
 
 def _upgrade_training(content: dict[str, Any]) -> dict[str, Any]:
-    return {"initial": None, **content}
+    """Until format 4 there were no defences."""
+    return {"initial": None, **content, "training": {**_DEFENCES, **_renamed(content["training"], {})}}
+
+
+_DEFENCES = {"shifts": 0, "noise": 0.0, "clip": 1.0}
 
 
 def _upgrade_candidates(content: dict[str, Any]) -> dict[str, Any]:
-    if "method" in content:
-        return content  # format 4
+    if "method" in content:  # format 4
+        return {**content, "assumptions": _with_what_is_explained(content["assumptions"])}
     settings, assumptions = content.pop("reconstruction"), content.pop("reading")
     return {
         "initial": None,
@@ -244,7 +248,15 @@ def _upgrade_assumptions(reading: object) -> dict[str, Any]:
     """The regime had no name; whether the first layer was weighted followed from it."""
     old = _without(_renamed(reading, _ASSUMPTIONS), ("weighted",))
     start = old.get("known_init")
-    return {"regime": None, **old, "known_init": None if start is None else _renamed(start, {"left": "retained"})}
+    known = None if start is None else _renamed(start, {"left": "retained"})
+    return _with_what_is_explained({"regime": None, **old, "known_init": known})
+
+
+def _with_what_is_explained(assumptions: object) -> dict[str, Any]:
+    """It was always the change since the start."""
+    own = _renamed(assumptions, {})
+    known = own["known_init"]
+    return {**own, "known_init": None if known is None else {"of": "change", **_renamed(known, {})}}
 
 
 def _renamed(content: object, names: Mapping[str, str]) -> dict[str, Any]:
