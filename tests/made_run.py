@@ -167,7 +167,7 @@ def pictures_of(candidates: Candidates, images: Tensor, held_out: Tensor) -> dic
 def make_audit(folder: Path, *, word: str = "photo", verdict: Verdict = "leaks") -> AuditView:
     """An audit of the run with all of its sections; `word` is in every text of it."""
     scores = read_record(folder / "scores.json", ScoresRecord)
-    fates: tuple[Fate, ...] = get_args(Fate)
+    fates: tuple[Fate, ...] = get_args(Fate)[::-1]
     return AuditView(
         judgement=Judgement(
             verdict=verdict, strength="plainly", sentence=f"What {word} says.", reasons=(f"Because of {word}.",)

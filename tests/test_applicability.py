@@ -35,7 +35,7 @@ GOOD = CandidatesRecord(
 def test_a_network_that_the_method_reads() -> None:
     applies = read_applicability(GOOD)
     assert (applies.method_reads, applies.reason, applies.regime) == (True, "", "small initialisation")
-    assert (applies.start_known, applies.residual_true) == (False, None)
+    assert (applies.start_known, applies.readability) == (False, None)
     assert read_applicability(replace(GOOD, initial="0123")).start_known
 
 

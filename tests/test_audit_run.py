@@ -1,4 +1,4 @@
-"""`exhume audit`, from a saved file to the verdict, through the command line: `leaks` where it should, and only there."""
+"""`exhume audit`, from a saved file to the verdict, through the command line: `leaks` where so, and only there."""
 
 import csv
 import json

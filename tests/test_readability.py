@@ -70,7 +70,7 @@ def test_images_that_are_held_and_not_readable_have_a_reason(reachable: int, why
 def test_every_image_has_its_fate() -> None:
     examined = Seen(torch.tensor([0.95, 0.95, 0.2, 0.2, 0.2]), torch.tensor([1.0, 1.0, 1.0, 0.6, 0.6]))
     found = torch.tensor([0.92, 0.3, 0.3, 0.3, 0.91])
-    assert fates(examined, found) == ["found", "not found", "does not stay", "outside the subspace", "found"]
+    assert fates(examined, found) == ["found", "stays but not found", "does not stay", "outside the subspace", "found"]
     assert fates(examined, found, level=0.1) == ["found"] * 5
 
 

@@ -147,7 +147,7 @@ def test_the_method_does_not_apply_and_says_why(applies: Applicability | None, w
 
 
 def test_the_owners_view_decides_where_it_is_there() -> None:
-    """A search begun at the images stays there: the method applies, whatever the regime and the candidates' residual."""
+    """A search begun at the images stays there: the method applies, whatever the regime and the residual."""
     limit = replace(READS, regime="default initialisation", reason="The candidates leave 90 % unexplained.")
     assert judge(NOTHING, limit).verdict == "does not apply"
     judgement = judge(NOTHING, replace(limit, readability=READABLE))
