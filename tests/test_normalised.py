@@ -32,7 +32,8 @@ from exhume.attack.search import Method
 from exhume.attack.target import make_target
 from exhume.layers import LayeredNetwork
 from exhume.networks import CentredNetwork
-from exhume.runs.start import completed
+from exhume.runs.schema import FoundStart
+from exhume.runs.start import completed, is_enough
 from victims import SMALL, checkpoint, generator, target_of
 
 SHAPE = (3, 4, 5)
@@ -279,3 +280,21 @@ class Twofold(Net):
 def test_a_module_that_returns_a_dict_is_refused() -> None:
     with pytest.raises(InputError, match="not a dict"):
         reconstruct(Twofold(), task="multiclass", centre=torch.zeros(SHAPE))
+
+
+def test_the_last_layer_is_the_last_to_work_and_not_the_last_to_be_built() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(9, 3), nn.Linear(60, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.last(self.first(x.flatten(1)).relu())
+            return scores
+
+    trained = read_network(Backwards(), shape=SHAPE).checkpoint
+    found = FoundStart(
+        way="all-seeds", seed=1, place=0, candidate=None, log10_p=-40.0, unknown=["last.weight"], hints=[]
+    )
+    assert is_enough(trained, found)
+    assert not is_enough(trained, replace(found, unknown=["first.weight"]))

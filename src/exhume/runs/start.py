@@ -130,7 +130,7 @@ def is_enough(checkpoint: Checkpoint, found: FoundStart) -> bool:
 
     A first layer that was initialised in another way would count as frozen, and the images would be lost.
     """
-    *weights, _ = (name for name, parameter in _by_name(checkpoint).items() if parameter.ndim > 1)
+    *weights, _ = _matrices(checkpoint)
     return not set(weights) & set(found.unknown)
 
 
@@ -158,7 +158,7 @@ def completed(checkpoint: Checkpoint, initial: Mapping[str, Tensor]) -> Checkpoi
 
 def ways_for(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The ways that are worth their time for a network: a small convolution has too few weights to show its noise."""
-    first = next(parameter for parameter in _by_name(checkpoint).values() if parameter.ndim > 1)
+    first = checkpoint.weights[_matrices(checkpoint)[0]]
     found = Exhume().analyse(make_target(checkpoint)) if first.ndim == 2 else None
     noisy = first.ndim > 2 or (found is not None and found.assumptions.regime == "default initialisation")
     return (*ALWAYS, WHERE_NOISE_SHOWS) if noisy else ALWAYS
@@ -179,6 +179,16 @@ def _covers(done: StartSearch, wanted: StartSearch) -> bool:
 def _by_name(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """The weights by name, in the order in which the network was built."""
     return checkpoint.parameters
+
+
+def _matrices(checkpoint: Checkpoint) -> list[str]:
+    """The names of the weights of layers, in the order of their work."""
+    network, named = checkpoint.network, _by_name(checkpoint)
+    matrices = [name for name, parameter in named.items() if parameter.ndim > 1]
+    if isinstance(network, LayerGraph):
+        place = {layer.name: number for number, layer in enumerate(network.layers)}
+        matrices.sort(key=lambda name: place[name.rpartition(".")[0]])
+    return matrices
 
 
 def _found(outcome: SearchOutcome, search: StartSearch, networks: int) -> FoundStart | None:
