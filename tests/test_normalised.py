@@ -1,5 +1,6 @@
 """Networks that divide their images, take them in another order, or have BatchNorm: attacked as what they are."""
 
+import copy
 import subprocess
 import sys
 from collections import OrderedDict
@@ -298,3 +299,20 @@ def test_the_last_layer_is_the_last_to_work_and_not_the_last_to_be_built() -> No
     )
     assert is_enough(trained, found)
     assert not is_enough(trained, replace(found, unknown=["first.weight"]))
+
+
+def test_images_come_out_of_a_network_with_batch_norm_whose_start_is_known() -> None:
+    problem = digits()
+    mean = problem.images.mean(0)
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(784, 200), nn.BatchNorm1d(200), nn.ReLU(), nn.Linear(200, 10)]
+    network = nn.Sequential(*layers)
+    initial = read_network(copy.deepcopy(network), shape=(1, 28, 28), mean=mean).checkpoint
+    optimiser = torch.optim.SGD(network.train().parameters(), lr=0.05, momentum=0.9)
+    for _ in range(200):
+        optimiser.zero_grad()
+        functional.cross_entropy(network(problem.images - mean), problem.labels).backward()
+        optimiser.step()
+    trained = read_network(network, shape=(1, 28, 28), mean=mean).checkpoint
+    found = reconstruct(trained, Exhume(steps=300, restarts=1), initial=initial)
+    assert score(found, problem.images, problem.labels, problem.held_out).recovered["0.9"] >= 15

@@ -22,6 +22,7 @@ from exhume import NetworkConfig, Problem, Selection, TrainingConfig
 from exhume.attack.find_start import WAYS, StartSearch, all_seeds, likely_seeds
 from exhume.checkpoint import load_checkpoint, save_checkpoint
 from exhume.cli import main
+from exhume.foreign import load_state_dict
 from exhume.progress import Progress, ProgressCallback
 from exhume.records import read_tensors
 from exhume.runs import start as stage
