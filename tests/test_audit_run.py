@@ -146,7 +146,7 @@ def test_the_same_audit_again_gives_the_same(leaking: Path, folder: Path) -> Non
     again = json.loads((leaking / "audit.json").read_text(encoding="utf-8"))
     old: dict[str, Any] = json.loads(before[0])
     for content in (old, again):
-        for key in ("provenance", "digest"):
+        for key in ("provenance", "sha256"):
             content.pop(key, None)
     assert again == old
     assert (leaking / "leaked.csv").read_bytes() == before[1]
@@ -173,6 +173,7 @@ def test_a_network_that_never_saw_the_images_does_not_leak_them(
     )
     record = record_of(tmp_path / "out")
     assert record.judgement.verdict != "leaks"
+    assert any("not trained" in reason for reason in record.judgement.reasons) == (epochs == 0)
     assert record.owner is not None
     assert record.owner.stay <= 6
     assert record.judgement.sentence in capsys.readouterr().out.replace("\n", " ")

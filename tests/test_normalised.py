@@ -1,5 +1,6 @@
 """Networks that divide their images, take them in another order, or have BatchNorm: attacked as what they are."""
 
+import copy
 import subprocess
 import sys
 from collections import OrderedDict
@@ -32,7 +33,8 @@ from exhume.attack.search import Method
 from exhume.attack.target import make_target
 from exhume.layers import LayeredNetwork
 from exhume.networks import CentredNetwork
-from exhume.runs.start import completed
+from exhume.runs.schema import FoundStart
+from exhume.runs.start import completed, is_enough
 from victims import SMALL, checkpoint, generator, target_of
 
 SHAPE = (3, 4, 5)
@@ -279,3 +281,38 @@ class Twofold(Net):
 def test_a_module_that_returns_a_dict_is_refused() -> None:
     with pytest.raises(InputError, match="not a dict"):
         reconstruct(Twofold(), task="multiclass", centre=torch.zeros(SHAPE))
+
+
+def test_the_last_layer_is_the_last_to_work_and_not_the_last_to_be_built() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = nn.Linear(9, 3), nn.Linear(60, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.last(self.first(x.flatten(1)).relu())
+            return scores
+
+    trained = read_network(Backwards(), shape=SHAPE).checkpoint
+    found = FoundStart(
+        way="all-seeds", seed=1, place=0, candidate=None, log10_p=-40.0, unknown=["last.weight"], hints=[]
+    )
+    assert is_enough(trained, found)
+    assert not is_enough(trained, replace(found, unknown=["first.weight"]))
+
+
+def test_images_come_out_of_a_network_with_batch_norm_whose_start_is_known() -> None:
+    problem = digits()
+    mean = problem.images.mean(0)
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(784, 200), nn.BatchNorm1d(200), nn.ReLU(), nn.Linear(200, 10)]
+    network = nn.Sequential(*layers)
+    initial = read_network(copy.deepcopy(network), shape=(1, 28, 28), mean=mean).checkpoint
+    optimiser = torch.optim.SGD(network.train().parameters(), lr=0.05, momentum=0.9)
+    for _ in range(200):
+        optimiser.zero_grad()
+        functional.cross_entropy(network(problem.images - mean), problem.labels).backward()
+        optimiser.step()
+    trained = read_network(network, shape=(1, 28, 28), mean=mean).checkpoint
+    found = reconstruct(trained, Exhume(steps=300, restarts=1), initial=initial)
+    assert score(found, problem.images, problem.labels, problem.held_out).recovered["0.9"] >= 15

@@ -58,7 +58,7 @@ def title(page: Reader) -> str:
 def test_the_title_is_the_result(made: Made) -> None:
     assert title(page_of(made.folder)) == "4 of 12 training images came out of the weights"
     scored(made, lambda scores: replace(scores, p_value=0.05, p_values={"0.9": 0.05}, p_rank=0.5))
-    assert title(page_of(made.folder)) == words.TITLES["does not apply"]
+    assert title(page_of(made.folder)) == words.TITLES["nothing found"]
 
 
 @pytest.mark.parametrize("verdict", get_args(Verdict))

@@ -22,6 +22,7 @@ from exhume import NetworkConfig, Problem, Selection, TrainingConfig
 from exhume.attack.find_start import WAYS, StartSearch, all_seeds, likely_seeds
 from exhume.checkpoint import load_checkpoint, save_checkpoint
 from exhume.cli import main
+from exhume.foreign import load_state_dict
 from exhume.progress import Progress, ProgressCallback
 from exhume.records import read_tensors
 from exhume.runs import start as stage
@@ -284,10 +285,14 @@ def test_a_start_of_other_weights_is_looked_for_anew(problem: Problem, searches:
     assert len(searches) == 2
 
 
-def test_weights_that_nothing_was_added_to_are_refused(problem: Problem, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_nothing_was_added_to_are_told_and_attacked_as_they_are(
+    problem: Problem, capsys: pytest.CaptureFixture[str]
+) -> None:
     script(problem, epochs=0)
-    assert run(f"reconstruct run {FOREIGN} {QUICK}") == 2
-    assert "training has added nothing" in capsys.readouterr().err
+    assert run(f"reconstruct run {FOREIGN} {QUICK}") == 0
+    assert "the network was not trained" in capsys.readouterr().out.replace("\n", " ")
+    assert attempted("run").start is None
+    assert attempted("run").initial is None
 
 
 # ---- Parameters that do not match

@@ -36,6 +36,7 @@ from exhume.report import draw
 from exhume.runs.applicability import read_applicability
 from exhume.runs.pipeline import load_centre, load_numbers, reconstruct_run, score_run, train_run
 from exhume.runs.schema import StartRecord, read_record
+from exhume.runs.start import is_untrained
 from exhume.runs.store import load_candidates
 from exhume.runs.tune import search_run
 from exhume.tuning.search_spaces import SPACES
@@ -246,7 +247,7 @@ class Reconstruct:
             start = read_record(self.run / "start.json", StartRecord)
             console.print(start.sentence if start.found else NOT_FOUND, soft_wrap=True)
             if start.found is not None and record.start is None:
-                console.print("It is not used: weights of other layers than the last are not among it.", soft_wrap=True)
+                console.print(f"It is not used: {_why_not_used(self.run)}.", soft_wrap=True)
         last = record.history[-1] if record.history else None
         residual = f" Residual {last.residual:.2e}," if last else ""
         message = record.message.removesuffix(" ".join(["", *notes]))
@@ -358,6 +359,13 @@ def _content(path: Path) -> bytes | None:
         return path.read_bytes()
     except OSError:
         return None
+
+
+def _why_not_used(run: Path) -> str:
+    """Why an attack does without the start that was found."""
+    if is_untrained(run):
+        return "the weights are still those, so the network was not trained"
+    return "weights of other layers than the last are not among it"
 
 
 def _given(argv: Sequence[str], *names: str) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import operator
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -185,7 +186,7 @@ def _exported_argument(argument: Mapping[str, Any]) -> Any:
 
 # ---- TorchScript
 
-MUST_NOT_HOLD = (b"__setstate__", b"torch.classes", b"__getstate__")
+MUST_NOT_HOLD = re.compile(rb"__setstate__|__getstate__|torch\.classes")
 """What runs while a file is loaded, or stands for an object that is made by code: a file that holds it is refused."""
 
 
@@ -227,10 +228,10 @@ def _loaded(archive: zipfile.ZipFile) -> Any:
     with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as clean:
         for name in dict.fromkeys(archive.namelist()):
             content = archive.read(name)
-            told = next((word for word in MUST_NOT_HOLD if word in content and not _is_tensor(name)), None)
+            told = None if _is_tensor(name) else MUST_NOT_HOLD.search(content)
             if told is not None:
                 raise InputError(
-                    f"It holds code that runs when it is loaded ({told.decode()}), and no code in a file is run."
+                    f"It holds code that runs when it is loaded ({told[0].decode()}), and no code in a file is run."
                 )
             if not name.endswith(".debug_pkl"):
                 clean.writestr(name, content)

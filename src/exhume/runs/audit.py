@@ -33,11 +33,12 @@ from exhume.runs.audit_record import AuditedImage, AuditRecord, LayerResidual, O
 from exhume.runs.defences import DefenceRow, compare_defences
 from exhume.runs.pipeline import reconstruct_run, score_run
 from exhume.runs.schema import CandidatesRecord, ScoresRecord
-from exhume.runs.start import found_start
+from exhume.runs.start import found_start, is_untrained
 from exhume.runs.store import FILES, load_candidates, remove_after
 
 MOST_EXAMINED = 2000
 """Images at which the condition is evaluated: beyond, it would take longer than the attack itself."""
+UNTRAINED = "The network was not trained: its weights are those that its initialisation drew."
 BELIEVED = "all that is believed"
 """The row of residuals that are weighted as the search weighs them."""
 
@@ -97,7 +98,7 @@ def audit_run(
     )
     scores = score_run(folder, (source.images, source.selection), held_out=source.held_out, split=source.split)
     seen, why = _owner_looks(folder, found, mine, initial, progress_callback)
-    applies = _applicability(found, seen)
+    applies = _applicability(folder, found, seen)
     judgement = judge(scores, applies)
     record = AuditRecord(
         truth=scores.truth,
@@ -249,8 +250,10 @@ def _view(own: Examination, others: Examination | None, theirs: Examination | No
     )
 
 
-def _applicability(found: CandidatesRecord, seen: _Seen | None) -> Applicability:
+def _applicability(folder: Path, found: CandidatesRecord, seen: _Seen | None) -> Applicability:
     applies = read_applicability(found)
+    if is_untrained(folder):
+        return replace(applies, method_reads=False, reason=UNTRAINED)
     if seen is None:
         return applies
     if seen.held_out is None:

@@ -116,6 +116,8 @@ def start_of(
 ) -> tuple[Checkpoint, FoundStart] | None:
     """What the folder's training began with, as far as its weights show; None if they do not, or not enough.
 
+    None, too, of a network that was not trained: there is no change to attack.
+
     A start that was found before is taken; so is that none was found, if it was looked for by as many ways.
     """
     checkpoint, path = load_checkpoint(folder), folder / FILES["start"][0]
@@ -126,9 +128,16 @@ def start_of(
         record = _find_start_run(
             folder, search, device=device, overwrite=record is not None, progress_callback=progress_callback
         )
-    if record.found is None or not is_enough(checkpoint, record.found):
+    if record.found is None or not is_enough(checkpoint, record.found) or is_untrained(folder):
         return None
     return found_start(folder), record.found
+
+
+def is_untrained(folder: Path) -> bool:
+    """Whether the start that was found is the network itself, in all weights that are known of it."""
+    path = folder / FILES["start"][1]
+    initial, weights = read_tensors(path) if path.exists() else {}, load_checkpoint(folder).weights
+    return bool(initial) and all(torch.equal(value.to(weights[name]), weights[name]) for name, value in initial.items())
 
 
 def found_start(folder: Path) -> Checkpoint:
@@ -141,7 +150,7 @@ def is_enough(checkpoint: Checkpoint, found: FoundStart) -> bool:
 
     A first layer that was initialised in another way would count as frozen, and the images would be lost.
     """
-    *weights, _ = (name for name, parameter in _by_name(checkpoint).items() if parameter.ndim > 1)
+    *weights, _ = _matrices(checkpoint)
     return not set(weights) & set(found.unknown)
 
 
@@ -169,7 +178,7 @@ def completed(checkpoint: Checkpoint, initial: Mapping[str, Tensor]) -> Checkpoi
 
 def ways_for(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The ways that are worth their time for a network: a small convolution has too few weights to show its noise."""
-    first = next(parameter for parameter in _by_name(checkpoint).values() if parameter.ndim > 1)
+    first = checkpoint.weights[_matrices(checkpoint)[0]]
     found = Exhume().analyse(make_target(checkpoint)) if first.ndim == 2 else None
     noisy = first.ndim > 2 or (found is not None and found.assumptions.regime == "default initialisation")
     return (*ALWAYS, WHERE_NOISE_SHOWS) if noisy else ALWAYS
@@ -190,6 +199,16 @@ def _covers(done: StartSearch, wanted: StartSearch) -> bool:
 def _by_name(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """The weights by name, in the order in which the network was built."""
     return checkpoint.parameters
+
+
+def _matrices(checkpoint: Checkpoint) -> list[str]:
+    """The names of the weights of layers, in the order of their work."""
+    network, named = checkpoint.network, _by_name(checkpoint)
+    matrices = [name for name, parameter in named.items() if parameter.ndim > 1]
+    if isinstance(network, LayerGraph):
+        place = {layer.name: number for number, layer in enumerate(network.layers)}
+        matrices.sort(key=lambda name: place[name.rpartition(".")[0]])
+    return matrices
 
 
 def _found(outcome: SearchOutcome, search: StartSearch, networks: int) -> FoundStart | None:
