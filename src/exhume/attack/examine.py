@@ -98,7 +98,7 @@ def examine(
 ) -> Examination:
     """Evaluates the condition of `reconstruct` at given images, and begins a short search at them.
 
-    The order of the images changes nothing.
+    The order of the images changes nothing. All is computed on the CPU.
 
         problem = exhume.load_problem("mnist-digits", exhume.Selection(per_class=5))
         trained = exhume.train(problem, exhume.TrainingConfig(epochs=500))
@@ -112,7 +112,8 @@ def examine(
         method: whose search is asked; None: `Exhume()`.
         task, centre, initial: as for `reconstruct`.
         steps: of the search that begins at the images; 0: none.
-        chunk: images that are differentiated at a time. It bounds the memory, and changes nothing else.
+        chunk: images that are differentiated at a time. It bounds the memory of all but this search, and changes
+            nothing else.
 
     Raises:
         InputError: there are no images, they do not fit the network or the labels, or as for `reconstruct`.
