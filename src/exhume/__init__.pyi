@@ -35,6 +35,7 @@ from .errors import InputError as InputError
 from .foreign import ForeignNetwork as ForeignNetwork
 from .foreign import load_state_dict as load_state_dict
 from .foreign import read_network as read_network
+from .foreign.optimiser_state import read_momentum as read_momentum
 from .networks import ACTIVATIONS as ACTIVATIONS
 from .networks import NETWORKS as NETWORKS
 from .networks import NetworkConfig as NetworkConfig

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class Checkpoint:
 
     weights: tensors by the names of the network's layers; centre: what the network subtracts from an image before its
     first layer, [c, h, w], mostly the training mean, or zero; scale: what it then divides by, [c, h, w], None: nothing;
-    known_mean: the mean training image as far as it is known, None: the centre is it;
+    known_mean: the mean training image as far as it is known, None: the centre is it; momentum: what the optimiser kept
+    of the last gradients, by the weights' names, if that was published too (`read_momentum`);
     classes: the names of the classes, in the order of the outputs (binary: of labels 0 and 1).
 
         checkpoint = exhume.load_checkpoint("runs/demo")
@@ -39,6 +40,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     scale: Float[Tensor, "c h w"] | None = None
     known_mean: Float[Tensor, "c h w"] | None = None
+    momentum: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def shape(self) -> Shape:
@@ -68,7 +70,7 @@ class Checkpoint:
         # the words of records that are older than the name NetworkConfig
         network = ", ".join(f"{item.name}={getattr(self.network, item.name)!r}" for item in fields(self.network))
         digest = hashlib.sha256(f"(Network({network}), {self.task!r}, {self.classes!r}, {self.shape!r})".encode())
-        for name, weight in sorted({**self.weights, **self.images_seen}.items()):
+        for name, weight in sorted({**self.weights, **self.images_seen, **self._named_momentum}.items()):
             digest.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -77,6 +79,10 @@ class Checkpoint:
         """What is known of the images before the first layer, by field: centre, scale and known mean, as they are."""
         known = {"centre": self.centre, "scale": self.scale, "known_mean": self.known_mean}
         return {name: image for name, image in known.items() if image is not None}
+
+    @property
+    def _named_momentum(self) -> dict[str, Tensor]:
+        return {f"momentum.{name}": tensor for name, tensor in self.momentum.items()}
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -99,6 +105,7 @@ class Checkpoint:
         return replace(
             self,
             weights=weights,
+            momentum={name: tensor.half() for name, tensor in self.momentum.items()},
             centre=images["centre"],
             scale=images.get("scale"),
             known_mean=images.get("known_mean"),
@@ -175,7 +182,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
 
 def checkpoint_files(checkpoint: Checkpoint, folder: Path) -> dict[Path, bytes]:
     """What `save_checkpoint` writes: the files' contents, the record last."""
-    tensors = checkpoint.images_seen | {f"layers.{name}": tensor for name, tensor in checkpoint.weights.items()}
+    weights = {f"layers.{name}": tensor for name, tensor in checkpoint.weights.items()}
+    tensors = checkpoint.images_seen | weights | checkpoint._named_momentum
     description = _Description(
         network=checkpoint.network,
         task=checkpoint.task,
@@ -197,6 +205,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     description = read(folder / "checkpoint.json", _Description)
     tensors = read_tensors(folder / "checkpoint.safetensors")
     images = {name: tensors.pop(name) for name in ("centre", "scale", "known_mean") if name in tensors}
+    momentum = {name: tensors.pop(name) for name in list(tensors) if name.startswith("momentum.")}
     shapes = {image.shape for image in images.values()}
     if "centre" not in images or images["centre"].ndim != 3 or len(shapes) > 1 or not tensors:
         raise InputError(f"{folder / 'checkpoint.safetensors'} holds no checkpoint.")
@@ -205,6 +214,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         task=description.task,
         classes=description.classes,
         weights={name.removeprefix("layers."): tensor for name, tensor in tensors.items()},
+        momentum={name.removeprefix("momentum."): tensor for name, tensor in momentum.items()},
         **images,
     )
     if checkpoint.fingerprint != description.fingerprint:

@@ -13,11 +13,13 @@ from exhume.architecture import MLP
 from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
 from exhume.attack.interruption import OtherState, ReconstructionState, restore_search, search_state
 from exhume.attack.methods import Exhume
+from exhume.attack.momentum import momentum_target
 from exhume.attack.optimisation import Stepper
 from exhume.attack.search import Iterate, Method, Search
 from exhume.attack.target import Target, make_target
 from exhume.candidates import Candidates, HistoryPoint, join
 from exhume.checkpoint import Checkpoint
+from exhume.errors import InputError
 from exhume.networks import Task
 from exhume.progress import Progress, ProgressCallback, no_op
 
@@ -45,7 +47,8 @@ def reconstruct(
     """Candidate training images of a checkpoint, or of any `nn.Module`.
 
     These are the candidates of all searches, one search after another; a search that diverged leaves none, unless all
-    did. The history is that of the first search that is kept.
+    did. A checkpoint with a momentum is attacked by as many searches again, which explain that. The history is that of
+    the first search that is kept.
 
         candidates = exhume.reconstruct(exhume.load_checkpoint("runs/demo"), exhume.Exhume(steps=500))
 
@@ -70,9 +73,16 @@ def reconstruct(
     method = method or Exhume()
     attacked = make_target(target, task=task, centre=centre, initial=initial)
     attacked = attacked.moved_to(torch.device(device), getattr(torch, method.dtype))
+    targets, remark = [attacked], ""
+    if isinstance(target, Checkpoint) and target.momentum and isinstance(method, Exhume):
+        momentum, remark = _momentum(target)
+        targets += [one.moved_to(attacked.centre.device, attacked.centre.dtype) for one in momentum]
     generator = torch.Generator().manual_seed(method.seed)
-    begin = method.prepared(attacked)
-    searches = [begin(generator) for _ in range(method.restarts)]
+    searches, of = [], []
+    for one in targets:
+        begin = method.prepared(one)
+        searches += [begin(generator) for _ in range(method.restarts)]
+        of += [one] * method.restarts
     if resume is not None:
         _restore(searches, generator, resume)
 
@@ -86,7 +96,7 @@ def reconstruct(
 
     found = _search(
         searches,
-        attacked,
+        of,
         method.steps,
         progress_callback=progress_callback,
         iterate_callback=iterate_callback,
@@ -97,16 +107,24 @@ def reconstruct(
     mlp = attacked.architecture if isinstance(attacked.architecture, MLP) else None
     reasons = [_uncalibrated_reason(one, mlp.activation if mlp else None) for one in sound]
     judged = [
-        one if why else replace(one, confidence=_confidence(one, sound))
+        one if why else replace(one, confidence=_confidence(one, [other for other in sound if _same_kind(one, other)]))
         for one, why in zip(sound, reasons, strict=True)
     ]
     kept = join(judged)
-    return replace(kept, message=kept.message + _lost(found) + _uncalibrated(reasons) + _rounding(target))
+    return replace(kept, message=kept.message + remark + _lost(found) + _uncalibrated(reasons) + _rounding(target))
+
+
+def _momentum(checkpoint: Checkpoint) -> tuple[list[Target], str]:
+    """The target of a checkpoint's momentum, [] if it cannot be attacked, and a sentence for the record."""
+    try:
+        return [momentum_target(checkpoint)], " Half of the searches explain the optimiser's momentum."
+    except InputError as error:
+        return [], f" {error}"
 
 
 def _search(
     searches: Sequence[Search],
-    target: Target,
+    targets: Sequence[Target],
     steps: int,
     *,
     progress_callback: ProgressCallback,
@@ -114,13 +132,14 @@ def _search(
     resume: ReconstructionState | None,
     save: Callable[[int, Sequence[Iterate], Sequence[Sequence[HistoryPoint]]], None],
 ) -> list[Candidates]:
-    """Follows the searches to their end; returns the candidates of each, of unknown confidence.
+    """Follows the searches, each of its target, to their end; returns the candidates of each, of unknown confidence.
 
     A search ends before the others if it diverges. Its last candidates that were finite remain.
     """
     histories = [list(history) for history in resume.histories] if resume else [[] for _ in searches]
-    stepper, every = Stepper(searches, target.centre.device), max(1, steps // OBSERVATIONS)
-    iterates = [one.moved_to(target.centre) for one in resume.iterates] if resume else [s.iterate() for s in searches]
+    like = targets[0].centre
+    stepper, every = Stepper(searches, like.device), max(1, steps // OBSERVATIONS)
+    iterates = [one.moved_to(like) for one in resume.iterates] if resume else [s.iterate() for s in searches]
     kept = time.monotonic()
     for step in range(resume.steps if resume else 0, steps + 1):
         observed = step % every == 0 or step == steps
@@ -148,7 +167,7 @@ def _search(
         progress_callback(Progress(stage="reconstruct", step=step, total=steps, values=values))
     return [
         _candidates(search, target, iterate, history, steps)
-        for search, iterate, history in zip(searches, iterates, histories, strict=True)
+        for search, target, iterate, history in zip(searches, targets, iterates, histories, strict=True)
     ]
 
 
@@ -212,6 +231,12 @@ def _uncalibrated_reason(one: Candidates, activation: str | None) -> str | None:
     """Why agreement with other searches tells nothing of this one's candidates."""
     residual = one.history[-1].residual if one.history else math.inf
     return uncalibrated_reason(one.assumptions, one.images, residual, activation)
+
+
+def _same_kind(one: Candidates, other: Candidates) -> bool:
+    """Whether two searches explain the same: the weights, or the momentum."""
+    kinds = [candidates.assumptions.known_init for candidates in (one, other)]
+    return len({known.of if known else "change" for known in kinds}) == 1
 
 
 def _confidence(one: Candidates, found: Sequence[Candidates]) -> Float[Tensor, " m"]:

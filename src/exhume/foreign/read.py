@@ -15,6 +15,7 @@ from exhume.errors import InputError
 from exhume.foreign.files import PROGRAMS, StateDict, kind_of, read_state_dict, weights_file
 from exhume.foreign.modules import read_module, unwrapped
 from exhume.foreign.normalising import SURE, Numbers, as_image, check_mean, check_scale, tell_layout
+from exhume.foreign.optimiser_state import read_momentum
 from exhume.foreign.program import ReadLayers
 from exhume.foreign.programs import read_program
 from exhume.foreign.state_dicts import Chain, first_mean, read_chain, without_prefixes
@@ -101,7 +102,8 @@ def read_network(
         module, notes = source, list[str]()
         if weights is not None:
             notes += _load(module, Path(weights))
-        return _of_layers(_read_by_layers(module, given), given, classes, notes)
+        network = _of_layers(_read_by_layers(module, given), given, classes, notes)
+        return network if weights is None else _with_momentum(network, Path(weights))
     if weights is not None:
         raise InputError("The weights' own file is for a network's code, path/model.py:name.")
     path = weights_file(source)
@@ -109,7 +111,16 @@ def read_network(
         layout_given = given.layout or "chw"
         read = read_program(path, shape, task, layout=layout_given, channels=given.channels)
         return _of_layers(read, given, classes, [])
-    return _of_state(read_state_dict(path), path, given, classes)
+    return _with_momentum(_of_state(read_state_dict(path), path, given, classes), path)
+
+
+def _with_momentum(network: ForeignNetwork, path: Path) -> ForeignNetwork:
+    """The network with what the optimiser kept beside its weights, if the file holds that."""
+    momentum = read_momentum(path, network.checkpoint)
+    if momentum is None:
+        return network
+    note = "The file keeps the optimiser's momentum, a sum of the last gradients: it is attacked too."
+    return replace(network, checkpoint=replace(network.checkpoint, momentum=momentum), notes=(*network.notes, note))
 
 
 def load_state_dict(
