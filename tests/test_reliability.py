@@ -20,9 +20,9 @@ from exhume.cli import main
 from kill_points import SCENARIOS
 
 HERE = Path(__file__).parent
-QUICK = ("train", "reconstruct", "score", "report")
+QUICK = (("train", "kill"), ("reconstruct", "kill"), ("score", "kill"), ("train", "full"), ("reconstruct", "full"))
 POINTS = [
-    pytest.param(name, mode, marks=[] if name in QUICK else pytest.mark.slow, id=f"{name}-{mode}")
+    pytest.param(name, mode, marks=[] if (name, mode) in QUICK else pytest.mark.slow, id=f"{name}-{mode}")
     for name in SCENARIOS
     for mode in ("kill", "full")
 ]
