@@ -14,8 +14,9 @@ from torch.nn import functional
 from exhume.cli import main
 from exhume.problems import Problem, Selection, load_problem
 from exhume.report import draw
+from exhume.runs import pipeline
 from exhume.runs.audit_record import AuditRecord
-from exhume.runs.schema import read_record
+from exhume.runs.schema import ScoresRecord, read_record
 
 CODE = """
 from torch import nn
@@ -253,5 +254,54 @@ def test_classes_and_outputs_must_fit(problem: Problem, tmp_path: Path, capsys: 
     data = saved_images(tmp_path, problem.images, problem.labels)
     with pytest.raises(SystemExit):
         audit(tmp_path / "model.pt", "--images", data, "--out", tmp_path / "out")
-    assert "5 classes apart, and 10 are named" in capsys.readouterr().err
+    assert "5 classes apart, and the images are of 10" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_class_without_images_is_left_out_and_nothing_else(problem: Problem, folder: Path, tmp_path: Path) -> None:
+    """The images of nine of ten classes: labels stay the outputs of the network."""
+    kept, others = problem.labels[::3] != 3, problem.held_out_labels[::3] != 3
+    data = saved_images(
+        tmp_path,
+        problem.images[::3][kept],
+        problem.labels[::3][kept],
+        held_out=problem.held_out[::3][others],
+        held_out_labels=problem.held_out_labels[::3][others],
+    )
+    words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--mean", folder / "mean.npy"]
+    audit(*words, "--images", data, "--out", tmp_path / "out")
+    record = record_of(tmp_path / "out")
+    assert record.judgement.verdict == "leaks"
+    assert len(record.images) == 18
+    assert {image.label for image in record.images} == {0, 1, 2, 4, 5, 6, 7, 8, 9}
+    assert sum((image.margin or 0) > 0 for image in record.images) == 18
+
+
+def test_a_finished_audit_is_not_attacked_again(leaking: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "reconstruct", None)
+    words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--mean", folder / "mean.npy"]
+    audit(*words, "--images", folder / "images.npz", "--out", leaking)
+    assert record_of(leaking).judgement.verdict == "leaks"
+
+
+def test_other_images_in_the_same_folder_are_counted_anew(problem: Problem, folder: Path, tmp_path: Path) -> None:
+    words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--out", tmp_path / "out"]
+    audit(*words, "--images", folder / "images.npz", "--mean", folder / "mean.npy")
+    again = tmp_path / "again"
+    again.mkdir()
+    part = {"held_out": problem.held_out[1::3], "held_out_labels": problem.held_out_labels[1::3]}
+    data = saved_images(again, problem.images[1::3], problem.labels[1::3], **part)
+    with pytest.raises(SystemExit):
+        audit(*words, "--images", data, "--mean", folder / "mean.npy")
+    audit(*words, "--images", data, "--mean", folder / "mean.npy", "--overwrite")
+    record = record_of(tmp_path / "out")
+    assert record.judgement.verdict != "leaks"
+    assert record.truth.fingerprint == read_record(tmp_path / "out" / "scores.json", ScoresRecord).truth.fingerprint
+    assert (tmp_path / "out" / "leaked.csv").read_text(encoding="utf-8").count("\n") == 1
+
+
+def test_a_run_is_audited_as_it_is(tmp_path: Path) -> None:
+    data = "--data-dir installed"
+    main(f"train mnist-digits {tmp_path}/run {data} --per-class 2 --widths 100 --epochs 500".split())
+    audit(tmp_path / "run", "--images", "mnist-digits", *data.split(), "--per-class", 2, "--out", tmp_path / "out")
+    assert record_of(tmp_path / "out").judgement.verdict == "leaks"

@@ -92,7 +92,7 @@ def record(run: Path, name: str) -> Any:
     [
         ("", "the following arguments are required: COMMAND"),
         ("dmeo", "There is no command 'dmeo'; did you mean demo?"),
-        ("frobnicate run", "There is no command 'frobnicate'; there are demo, train"),
+        ("frobnicate run", "There is no command 'frobnicate'; there are demo, audit, train"),
         ("--frobnicate", "required: COMMAND"),
         ("train", "Required"),
         ("train toy-circle", "Say `exhume train PROBLEM RUN`, or `exhume train RUN --preset NAME`."),

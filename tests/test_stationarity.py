@@ -415,14 +415,14 @@ def test_the_sum_is_that_of_every_candidates_jacobian(objective: str, activation
 
 
 class OwnClass(nn.Module):
-    """The same network, but not recognised as an MLP: every parameter is judged."""
+    """The same network, but of an operation that is not read by its layers: every parameter is judged."""
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
         self.layers = layers
 
     def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.layers(images)
+        scores: Tensor = self.layers(images.roll(1, 0).roll(-1, 0))
         return scores
 
 

@@ -66,11 +66,15 @@ class Checkpoint:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all of it, by which later stages know what they were computed from."""
+        """A digest of the network, by which later stages know what they were computed from.
+
+        Not of what is known besides it, the mean of its images.
+        """
         # the words of records that are older than the name NetworkConfig
         network = ", ".join(f"{item.name}={getattr(self.network, item.name)!r}" for item in fields(self.network))
         digest = hashlib.sha256(f"(Network({network}), {self.task!r}, {self.classes!r}, {self.shape!r})".encode())
-        for name, weight in sorted({**self.weights, **self.images_seen, **self._named_momentum}.items()):
+        own = {name: image for name, image in self.images_seen.items() if name != "known_mean"}
+        for name, weight in sorted({**self.weights, **own, **self._named_momentum}.items()):
             digest.update(name.encode() + weight.contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -79,6 +83,13 @@ class Checkpoint:
         """What is known of the images before the first layer, by field: centre, scale and known mean, as they are."""
         known = {"centre": self.centre, "scale": self.scale, "known_mean": self.known_mean}
         return {name: image for name, image in known.items() if image is not None}
+
+    @property
+    def knowledge(self) -> str | None:
+        """A digest of the known mean; None: nothing is known but the network."""
+        if self.known_mean is None:
+            return None
+        return hashlib.sha256(self.known_mean.contiguous().cpu().numpy().tobytes()).hexdigest()[:16]
 
     @property
     def _named_momentum(self) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ COMMANDS = {
     "demo": ("run", "train on 100 handwritten digits, dig them out of the weights, score, and draw the page"),
     "audit": ("audit", "say what your model gives away of your training images"),
     "train": ("run", "train a network on a problem"),
-    "find-start": ("find_start", "look in the weights for what training began with: the seed, or a public network"),
+    "find-start": ("find_start", "look for what training began with, in the weights alone"),
     "reconstruct": ("run", "reconstruct training images from a checkpoint alone"),
     "search": ("run", "search for settings: many reconstructions, whose best candidates become the run's"),
     "score": ("run", "count what came out, against held-out images"),

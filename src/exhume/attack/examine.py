@@ -108,7 +108,8 @@ def examine(
 
     Args:
         images: in [0, 1].
-        labels: class indices, or the targets of regression; None: what the network says.
+        labels: class indices, or the real targets of regression (indices 0 and 1 stand for -1 and 1); None: what the
+            network says.
         method: whose search is asked; None: `Exhume()`.
         task, centre, initial: as for `reconstruct`.
         steps: of the search that begins at the images; 0: none.
@@ -198,7 +199,7 @@ def margins(given: FittedImages, labels: Labels | None) -> Float[Tensor, " n"]:
     """By how much the trained network's score of the label exceeds the next; regression: minus the absolute error."""
     scores, classes = given.scores, given.classes
     if given.target.task == "regression":
-        return torch.zeros_like(scores[:, 0]) if labels is None else -(scores[:, 0] - labels.to(scores)).abs()
+        return torch.zeros_like(scores[:, 0]) if labels is None else -(scores[:, 0] - _targets(labels).to(scores)).abs()
     if given.target.task == "binary":
         return scores[:, 0] * (2 * classes - 1)
     own = functional.one_hot(classes, scores.shape[1]).bool()
@@ -238,10 +239,15 @@ def paired_similarity(images: Float[Tensor, "n c h w"], others: Float[Tensor, "n
 def _classes(target: Target, scores: Tensor, labels: Labels | None) -> Int[Tensor, " n"]:
     """Class indices; in regression whether the target exceeds the output, which is the multiplier's sign."""
     if target.task == "regression":
-        return (scores[:, 0] > 0 if labels is None else labels.to(scores) > scores[:, 0]).long()
+        return (scores[:, 0] > 0 if labels is None else _targets(labels).to(scores) > scores[:, 0]).long()
     if labels is not None:
         return labels.long()
     return scores.argmax(1) if target.task == "multiclass" else (scores[:, 0] > 0).long()
+
+
+def _targets(labels: Labels) -> Tensor:
+    """What a regression network is to give: real targets as they are, classes 0 and 1 as -1 and 1."""
+    return labels if labels.is_floating_point() else 2 * labels - 1
 
 
 def _check(target: Target, images: Tensor, labels: Labels | None) -> None:

@@ -86,5 +86,5 @@ def digest(tensors: Sequence[Tensor]) -> Tensor:
     """A digest of what a search must find again exactly as it was, 32 bytes."""
     digests = hashlib.sha256()
     for tensor in tensors:
-        digests.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digests.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return torch.frombuffer(bytearray(digests.digest()), dtype=torch.uint8)

@@ -11,11 +11,11 @@ from tyro.conf import OmitArgPrefixes, Positional
 from exhume.attack.methods import Exhume
 from exhume.audit.membership import membership_sentence
 from exhume.audit.readability import Fate
-from exhume.checkpoint import Checkpoint
+from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.commands.display import bars, console, print_picked, print_scores, print_verdict
 from exhume.devices import Device
 from exhume.foreign import ForeignNetwork, read_network
-from exhume.networks import Task
+from exhume.networks import Shape, Task
 from exhume.problems import Selection
 from exhume.problems.owned import OwnedImages, Split, load_images
 from exhume.report import draw
@@ -24,6 +24,7 @@ from exhume.runs.audit_record import AuditRecord
 from exhume.runs.defences import DefenceRow
 from exhume.runs.pipeline import load_numbers
 from exhume.runs.schema import ScoresRecord, read_record
+from exhume.runs.start import with_weights
 
 LEAKS = 1
 """Exit code with --fail-on, where the verdict is the one that is named."""
@@ -75,7 +76,7 @@ class Audit:
     defend: bool = False
     """Train variants of the network on the images, attack them alike, and show leak against accuracy."""
     fail_on: Literal["leaks"] | None = None
-    """End with exit code 1 if this is the verdict; without: 0, whatever the verdict."""
+    """End with exit code 1 if this is the verdict, by more than traces; without: 0, whatever the verdict."""
     json: bool = False
     """Print audit.json instead of sentences."""
     device: Device = "auto"
@@ -105,40 +106,35 @@ class Audit:
             sys.stdout.write((folder / "audit.json").read_text(encoding="utf-8"))
         else:
             _show(record, read_record(folder / "scores.json", ScoresRecord), folder, page)
-        if self.fail_on == record.judgement.verdict:
+        if self.fail_on == record.judgement.verdict and record.judgement.strength != "traces":
             sys.exit(LEAKS)
 
     def _network(self, mine: OwnedImages) -> ForeignNetwork:
+        if (Path(self.model) / "checkpoint.json").exists():
+            return ForeignNetwork(checkpoint=load_checkpoint(self.model))
         channels, height, width = mine.images.shape[1:]
+        return self._read(self.model, self.weights, (channels, height, width), self.task)
+
+    def _initial(self, trained: Checkpoint) -> Checkpoint | None:
+        """The public weights; a last layer that they do not have counts as frozen."""
+        if self.initial is None:
+            return None
+        code = ".py:" in self.model
+        source, weights = (self.model, self.initial) if code else (str(self.initial), None)
+        return with_weights(trained, self._read(source, weights, trained.shape, None).checkpoint.weights)
+
+    def _read(self, source: str, weights: Path | None, shape: Shape, task: Task | None) -> ForeignNetwork:
         return read_network(
-            self.model,
-            shape=(channels, height, width),
-            task=self.task or mine.task,
-            classes=mine.classes or None,
-            weights=self.weights,
+            source,
+            shape=shape,
+            task=task,
+            weights=weights,
             activation=self.activation,
             mean=load_numbers(self.mean),
             std=load_numbers(self.std),
             layout=None if self.layout == "auto" else self.layout,
             channels=self.channels,
         )
-
-    def _initial(self, trained: Checkpoint) -> Checkpoint | None:
-        if self.initial is None:
-            return None
-        code = self.model if ".py:" in self.model else None
-        return read_network(
-            code or self.initial,
-            shape=trained.shape,
-            task=trained.task,
-            classes=trained.classes,
-            weights=self.initial if code else None,
-            activation=self.activation,
-            mean=load_numbers(self.mean),
-            std=load_numbers(self.std),
-            layout=None if self.layout == "auto" else self.layout,
-            channels=self.channels,
-        ).checkpoint
 
 
 def _stem(model: str) -> str:
@@ -167,7 +163,7 @@ def _show(record: AuditRecord, scores: ScoresRecord, folder: Path, page: Path) -
         _line("defence", _defence_sentence(row))
     for step in record.next_steps:
         _line("next", step)
-    if record.leaked:
+    if record.leaked and record.judgement.verdict == "leaks":
         _line("leaked", str(folder / "leaked.csv"))
     _line("page", str(page))
 

@@ -26,8 +26,8 @@ def read_momentum(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor] | Non
     for Adam. PyTorch adds decay x weight to a gradient, which leaves decay x weight / (1 - beta), or decay x weight, in
     the sum. The weights hardly move within so few steps, so that is taken out again.
 
+        network = exhume.read_network("epoch-30.ckpt", shape=(1, 28, 28))  # takes the momentum along
         momentum = exhume.read_momentum(Path("epoch-30.ckpt"), network.checkpoint)
-        candidates = exhume.reconstruct(network.checkpoint, momentum=momentum)
 
     Returns:
         None: the file holds no such state, or one of other parameters than the checkpoint's.

@@ -30,7 +30,8 @@ from exhume.progress import Progress, ProgressCallback, no_op
 from exhume.records import encode, provenance, replace_files
 from exhume.runs.applicability import read_applicability
 from exhume.runs.audit_record import AuditedImage, AuditRecord, LayerResidual, OwnersView
-from exhume.runs.defences import DefenceRow, compare_defences
+from exhume.runs.claim import alone
+from exhume.runs.defences import compare_defences
 from exhume.runs.pipeline import reconstruct_run, score_run
 from exhume.runs.schema import CandidatesRecord, ScoresRecord
 from exhume.runs.start import found_start, is_untrained
@@ -39,6 +40,8 @@ from exhume.runs.store import FILES, load_candidates, remove_after
 MOST_EXAMINED = 2000
 """Images at which the condition is evaluated: beyond, it would take longer than the attack itself."""
 UNTRAINED = "The network was not trained: its weights are those that its initialisation drew."
+AS_SUBTRACTED = 1e-3
+"""Difference of a pixel up to which what the network subtracts is the mean of the training images."""
 BELIEVED = "all that is believed"
 """The row of residuals that are weighted as the search weighs them."""
 
@@ -53,6 +56,7 @@ class Source:
     split: Split | None = None
 
 
+@alone
 def audit_run(
     folder: Path,
     network: ForeignNetwork,
@@ -83,11 +87,13 @@ def audit_run(
         InputError: as for `reconstruct_run` and `score_run`, or the images do not fit the network.
     """
     start, place = time.perf_counter(), choose_device(device)
-    checkpoint = with_known_mean(network.checkpoint, mine)
-    _check_fit(checkpoint, mine)
+    mine = with_outputs_as_classes(mine, network.checkpoint)
+    checkpoint = replace(with_known_mean(network.checkpoint, mine), classes=mine.classes or network.checkpoint.classes)
+    problem = _to_train_on(checkpoint, mine) if defend else None
+    method = method or Exhume()
     found = reconstruct_run(
         folder,
-        method or Exhume(),
+        method,
         foreign=checkpoint,
         notes=network.notes,
         initial=initial,
@@ -96,7 +102,7 @@ def audit_run(
         overwrite=overwrite,
         progress_callback=progress_callback,
     )
-    scores = score_run(folder, (source.images, source.selection), held_out=source.held_out, split=source.split)
+    scores = score_run(folder, (source.images, source.selection), images=mine)
     seen, why = _owner_looks(folder, found, mine, initial, progress_callback)
     applies = _applicability(folder, found, seen)
     judgement = judge(scores, applies)
@@ -111,20 +117,57 @@ def audit_run(
         owner=seen.view if seen else None,
         not_examined=why,
         membership=seen.membership if seen else [],
-        defences=list(_defences(checkpoint, mine, defend, place, progress_callback)),
         provenance=provenance(device=place, seed=found.provenance.seed, seconds=time.perf_counter() - start),
     )
+    _write(folder, record, mine)
+    if problem is not None:
+        rows = compare_defences(
+            checkpoint, problem, method, seed=method.seed, device=place, progress_callback=progress_callback
+        )
+        for row in rows:  # each is kept as soon as it is measured
+            seconds = time.perf_counter() - start
+            ran = provenance(device=place, seed=found.provenance.seed, seconds=seconds)
+            record = replace(record, defences=[*record.defences, row], provenance=ran)
+            _write(folder, record, mine)
+    return record
+
+
+def _write(folder: Path, record: AuditRecord, mine: OwnedImages) -> None:
     table = leaked_csv(record, mine.classes).encode(errors="backslashreplace")
     files = {folder / FILES["audit"][1]: table, folder / FILES["audit"][0]: encode(record)}
     replace_files(files, clear=partial(remove_after, folder, "audit"))
-    return record
 
 
 def with_known_mean(checkpoint: Checkpoint, mine: OwnedImages) -> Checkpoint:
     """The checkpoint of an attacker who knows the mean of the training images too: the worst case for their owner."""
-    if checkpoint.centre.any() or checkpoint.shape != tuple(mine.images.shape[1:]):
+    mean = mine.images.mean(0)
+    if checkpoint.shape != tuple(mean.shape) or torch.allclose(checkpoint.centre.to(mean), mean, atol=AS_SUBTRACTED):
         return checkpoint  # what is subtracted tells it
-    return replace(checkpoint, known_mean=mine.images.mean(0))
+    return replace(checkpoint, known_mean=mean)
+
+
+def with_outputs_as_classes(mine: OwnedImages, checkpoint: Checkpoint) -> OwnedImages:
+    """The images with the network's outputs as their classes, where some classes have no image but all are numbers.
+
+    Raises:
+        InputError: the classes cannot be told from each other's outputs.
+    """
+    if mine.labels is None or checkpoint.task != "multiclass" or len(mine.classes) == checkpoint.outputs:
+        return mine
+    numbers = [int(name) if name.isdecimal() else -1 for name in mine.classes]
+    if not all(0 <= number < checkpoint.outputs for number in numbers):
+        raise InputError(
+            f"The network tells {checkpoint.outputs} classes apart, and the images are of {len(mine.classes)} "
+            f"({', '.join(mine.classes[:5])}). Name them by the number of their output, from 0."
+        )
+    order = torch.tensor(numbers)
+    known = mine.held_out_labels
+    return replace(
+        mine,
+        labels=order[mine.labels],
+        held_out_labels=None if known is None else order[known],
+        classes=tuple(str(output) for output in range(checkpoint.outputs)),
+    )
 
 
 def leaked_csv(record: AuditRecord, classes: Sequence[str]) -> str:
@@ -133,7 +176,7 @@ def leaked_csv(record: AuditRecord, classes: Sequence[str]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     columns = ("file", "class", "ncc", "confidence", "share", "multiplier", "margin", "inside", "stays")
     writer.writerow(columns)
-    for image in record.leaked:
+    for image in record.leaked if record.judgement.verdict == "leaks" else ():
         named = image.label is not None and float(image.label).is_integer() and 0 <= image.label < len(classes)
         label = classes[int(image.label)] if named and image.label is not None else image.label
         values = (getattr(image, column) for column in columns[2:])
@@ -146,7 +189,8 @@ def next_steps(judgement: Judgement, scores: ScoresRecord, found: CandidatesReco
     steps = []
     if judgement.verdict == "leaks":
         steps.append("Treat the weights as you treat the training images: do not publish them, and limit who has them.")
-        steps.append("leaked.csv names the images that came out. If they are private, tell those whom they show.")
+        if scores.recovered[HEADLINE]:
+            steps.append("leaked.csv names the images that came out. If they are private, tell those whom they show.")
         if found.start is not None:
             steps.append(
                 "The weights before training were found in the trained ones. Initialise from a secure source or on the "
@@ -155,9 +199,9 @@ def next_steps(judgement: Judgement, scores: ScoresRecord, found: CandidatesReco
         if not defended:
             steps.append("`--defend` trains variants of the network on your images and shows which of them leak less.")
     elif judgement.verdict == "nothing found":
-        steps.append(
-            "Nothing was found by this method. Another one may find more: this is no proof that nothing leaks."
-        )
+        steps.append("Nothing was found by this method. Another may find more: this is no proof that nothing leaks.")
+    elif judgement.strength == "not proven":
+        steps.append("Nothing is decided: do not take this for a proof of safety, nor of a leak.")
     else:
         steps.append("Do not take this for a proof of safety: the method cannot read this network.")
     if scores.held_out == 0:
@@ -290,18 +334,15 @@ def _images(folder: Path, mine: OwnedImages, scores: ScoresRecord, seen: _Seen |
     return rows
 
 
-def _defences(
-    checkpoint: Checkpoint,
-    mine: OwnedImages,
-    defend: bool,
-    device: torch.device,
-    progress_callback: ProgressCallback,
-) -> Sequence[DefenceRow]:
-    if not defend:
-        return []
+def _to_train_on(checkpoint: Checkpoint, mine: OwnedImages) -> Problem:
+    """What variants of the network are trained on.
+
+    Raises:
+        InputError: the images have no classes, or too few held-out ones.
+    """
     if mine.labels is None or mine.held_out_labels is None or len(mine.held_out) < 2:
         raise InputError("--defend trains on your images, so it needs their classes, and held-out images as a control.")
-    problem = Problem(
+    return Problem(
         name=mine.name,
         images=mine.images,
         labels=mine.labels,
@@ -312,11 +353,3 @@ def _defences(
         network=checkpoint.network if isinstance(checkpoint.network, NetworkConfig) else NetworkConfig(),
         source=mine.source,
     )
-    return list(compare_defences(checkpoint, problem, device=device, progress_callback=progress_callback))
-
-
-def _check_fit(checkpoint: Checkpoint, mine: OwnedImages) -> None:
-    if mine.labels is not None and checkpoint.task == "multiclass" and int(mine.labels.max()) >= checkpoint.outputs:
-        raise InputError(
-            f"The images have {len(mine.classes)} classes, but the network has {checkpoint.outputs} outputs."
-        )

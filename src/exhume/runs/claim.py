@@ -11,6 +11,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -27,6 +28,10 @@ LONGEST_CLAIM = 4096
 """Bytes of it that are read."""
 
 
+_held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
+"""The folders that this command has to itself already: a stage of several may call them."""
+
+
 def alone(stage: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[Path, P], R]:
     """The same stage, which has the run folder, its first argument, to itself while it works.
 
@@ -36,8 +41,15 @@ def alone(stage: Callable[Concatenate[Path, P], R]) -> Callable[Concatenate[Path
 
     @wraps(stage)
     def claimed(folder: Path, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with claim(folder):
+        place = folder.resolve()
+        if place in _held.get():
             return stage(folder, *args, **kwargs)
+        with claim(folder):
+            token = _held.set(_held.get() | {place})
+            try:
+                return stage(folder, *args, **kwargs)
+            finally:
+                _held.reset(token)
 
     return claimed
 

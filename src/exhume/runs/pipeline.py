@@ -145,6 +145,7 @@ def load_centre(path: Path, shape: Shape) -> Tensor:
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(stored, np.ndarray):
+            stored.close()
             raise ValueError("it is an archive of arrays")
     except (OSError, ValueError, TypeError, EOFError, OverflowError, SyntaxError, TokenError) as error:
         why = "it is no array" if "pickle" in str(error) else error
@@ -198,7 +199,8 @@ def reconstruct_run(
 ) -> CandidatesRecord:
     """Reconstructs from the folder's checkpoint alone and writes the candidates.
 
-    It goes on where the same reconstruction was interrupted. What it replaces stays until it ends.
+    It goes on where the same reconstruction was interrupted; one that is finished is not done again, unless it is to be
+    overwritten. What it replaces stays until it ends.
 
     Args:
         foreign: a checkpoint that was trained elsewhere; it is put into the folder.
@@ -213,13 +215,18 @@ def reconstruct_run(
     checkpoint, place = foreign or load_checkpoint(folder), choose_device(device)
     method.check_task(checkpoint.task)
     if foreign is not None:
-        _adopt(folder, foreign)
+        _adopt(folder, foreign, overwrite)
     found = None
     if find_start and initial is None and isinstance(method, Exhume):
         found = start_of(folder, device=device, progress_callback=progress_callback)
         initial = found[0] if found else None
     known = initial.fingerprint if initial else None
-    request = ReconstructionRequest(checkpoint=checkpoint.fingerprint, initial=known, method=method)
+    request = ReconstructionRequest(
+        checkpoint=checkpoint.fingerprint, initial=known, method=method, known_mean=checkpoint.knowledge
+    )
+    finished = None if overwrite else _finished(folder, request)
+    if finished is not None:
+        return finished
     resume, before = _claim_reconstruction(folder, request, overwrite)
     start = time.perf_counter() - before
 
@@ -249,6 +256,7 @@ def reconstruct_run(
         checkpoint=checkpoint.fingerprint,
         initial=known,
         start=found[1] if found else None,
+        known_mean=checkpoint.knowledge,
         device=place,
         seconds=seconds,
     )
@@ -264,6 +272,7 @@ def score_run(
     *,
     held_out: Path | None = None,
     split: Split | None = None,
+    images: OwnedImages | None = None,
     others: Sequence[Path] = (),
     data_dir: str | None = None,
 ) -> ScoresRecord:
@@ -275,6 +284,7 @@ def score_run(
         origin: name and selection of the truth for a checkpoint that was trained elsewhere; None: what training.json
             names.
         held_out, split: with `origin`, where the control comes from (`problems.load_images`).
+        images: what is loaded from there, if it is at hand.
         others: folders with other reconstructions of the same checkpoint, whose candidates are scored with the run's.
         data_dir: where the data that training.json names are on this machine, if not where they were.
 
@@ -297,7 +307,7 @@ def score_run(
     elif (folder / "training.json").exists():
         raise InputError(f"{folder} was trained on a problem of its own; it is scored without --problem.")
     else:
-        problem = load_images(origin[0], held_out=held_out, split=split, selection=origin[1])
+        problem = images or load_images(origin[0], held_out=held_out, split=split, selection=origin[1])
         truth = _problem_record(problem, locate(*origin))
     scores = score(
         candidates,
@@ -370,6 +380,16 @@ def _same_training(one: TrainingRecord, other: TrainingRecord) -> bool:
     return all(getattr(one, part) == getattr(other, part) for part in ("problem", "network", "training", "initial"))
 
 
+def _finished(folder: Path, request: ReconstructionRequest) -> CandidatesRecord | None:
+    """The record of this very reconstruction, if it has ended here; None: it has not."""
+    if not (folder / "candidates.json").exists():
+        return None
+    record = load_candidates(folder)[1]
+    same = (record.checkpoint, record.initial, record.method, record.known_mean, record.chosen)
+    wanted = (request.checkpoint, request.initial, request.method, request.known_mean, None)
+    return record if same == wanted else None
+
+
 def _claim_reconstruction(
     folder: Path, request: ReconstructionRequest, overwrite: bool
 ) -> tuple[ReconstructionState | None, float]:
@@ -385,9 +405,10 @@ def _claim_reconstruction(
     path = folder / "candidates.json"
     if path.exists() and not overwrite:
         before = read_record(path, CandidatesRecord)
-        if (before.method, before.initial) != (request.method, request.initial):
-            same = before.method == request.method
-            why = "for another start of training, or for none" if same else "of other settings"
+        if (before.method, before.initial, before.known_mean) != (request.method, request.initial, request.known_mean):
+            start = "for another start of training, or for none"
+            why = start if before.initial != request.initial else "for another mean image, or for none"
+            why = why if before.method == request.method else "of other settings"
             raise InputError(f"{folder} already holds candidates {why}; add --overwrite or use another folder.")
     if under_way is not None and under_way.checkpoint == request.checkpoint and not overwrite:
         raise InputError(
@@ -397,10 +418,15 @@ def _claim_reconstruction(
     return None, 0.0
 
 
-def _adopt(folder: Path, checkpoint: Checkpoint) -> None:
-    """Puts a checkpoint that was trained elsewhere into the folder, unless it holds another one."""
-    if (folder / "checkpoint.json").exists() and load_checkpoint(folder).fingerprint != checkpoint.fingerprint:
-        raise InputError(f"{folder} already holds another checkpoint; choose another folder.")
+def _adopt(folder: Path, checkpoint: Checkpoint, overwrite: bool) -> None:
+    """Puts a checkpoint that was trained elsewhere into the folder, unless it holds another one that is to stay."""
+    other = (folder / "checkpoint.json").exists() and load_checkpoint(folder).fingerprint != checkpoint.fingerprint
+    if other and (folder / "training.json").exists():
+        raise InputError(f"{folder} already holds a network that was trained there; choose another folder.")
+    if other and not overwrite:
+        raise InputError(f"{folder} already holds another checkpoint; add --overwrite or choose another folder.")
+    if other:
+        remove_after(folder, "training")
     save_checkpoint(checkpoint, folder)
 
 

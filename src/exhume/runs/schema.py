@@ -92,13 +92,15 @@ class CandidatesRecord:
     """candidates.json, beside the tensors images, labels, multipliers, explained and confidence.
 
     initial: fingerprint of the weights that the attacker knew the training to have begun with; None: he knew none;
-    start: how he found them in the weights; None: he did not;
+    start: how he found them in the weights; None: he did not; known_mean: digest of the mean image that he knew besides
+    what the network subtracts; None: he knew none;
     chosen: by what a search chooses among such candidates, in words; None: they are not from a search.
     """
 
     checkpoint: str
     initial: str | None = None
     start: FoundStart | None = None
+    known_mean: str | None = None
     method: Method
     assumptions: Assumptions
     history: list[HistoryPoint]
@@ -159,6 +161,7 @@ class ReconstructionRequest:
     checkpoint: str
     initial: str | None
     method: Method
+    known_mean: str | None = None
 
 
 def read_record(path: Path, kind: type[T]) -> T:
@@ -200,11 +203,12 @@ _DEFENCES = {"shifts": 0, "noise": 0.0, "clip": 1.0}
 
 def _upgrade_candidates(content: dict[str, Any]) -> dict[str, Any]:
     if "method" in content:  # format 4
-        return {**content, "assumptions": _with_what_is_explained(content["assumptions"])}
+        return {"known_mean": None, **content, "assumptions": _with_what_is_explained(content["assumptions"])}
     settings, assumptions = content.pop("reconstruction"), content.pop("reading")
     return {
         "initial": None,
         "start": None,
+        "known_mean": None,
         **content,
         "method": _upgrade_method(settings),
         "assumptions": _upgrade_assumptions(assumptions),

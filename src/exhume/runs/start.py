@@ -176,6 +176,21 @@ def completed(checkpoint: Checkpoint, initial: Mapping[str, Tensor]) -> Checkpoi
     return replace(checkpoint, weights=weights)
 
 
+def with_weights(trained: Checkpoint, initial: Mapping[str, Tensor]) -> Checkpoint:
+    """The trained network with initial weights in place of its own, where these have the name and the shape.
+
+    Others keep their trained values, as if training had frozen them: those of a last layer that is new, for example.
+
+    Raises:
+        InputError: none has.
+    """
+    fits = {name for name, value in trained.weights.items() if name in initial and initial[name].shape == value.shape}
+    if not fits:
+        raise InputError("The initial weights are those of another network: no name and shape is the trained one's.")
+    weights = {name: (initial[name] if name in fits else value).to(value) for name, value in trained.weights.items()}
+    return replace(trained, weights=weights)
+
+
 def ways_for(checkpoint: Checkpoint) -> tuple[str, ...]:
     """The ways that are worth their time for a network: a small convolution has too few weights to show its noise."""
     first = checkpoint.weights[_matrices(checkpoint)[0]]

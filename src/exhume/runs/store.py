@@ -185,6 +185,7 @@ def candidates_record(
     seconds: float,
     initial: str | None = None,
     start: FoundStart | None = None,
+    known_mean: str | None = None,
     chosen: str | None = None,
 ) -> CandidatesRecord:
     """What to write of a reconstruction that has just ended.
@@ -197,6 +198,7 @@ def candidates_record(
         checkpoint=checkpoint,
         initial=initial,
         start=start,
+        known_mean=known_mean,
         method=method,
         assumptions=candidates.assumptions,
         history=candidates.history,
