@@ -10,17 +10,18 @@ from torch import Tensor
 
 from exhume.attack.methods import Exhume
 from exhume.audit.matching import match
-from exhume.audit.readability import Fate
-from exhume.audit.scores import Counts, Seconds, score
-from exhume.audit.verdict import Judgement, Verdict
+from exhume.audit.membership import Membership
+from exhume.audit.readability import Fate, Readability
+from exhume.audit.scores import HEADLINE, Counts, ImageScore, Seconds, score
+from exhume.audit.significance import Interval
+from exhume.audit.verdict import Applicability, Judgement, Strength, Verdict
 from exhume.candidates import Assumptions, Candidates, HistoryPoint
 from exhume.checkpoint import Checkpoint, save_checkpoint
 from exhume.defence.training import TrainingConfig, TrainingPoint
 from exhume.networks import NetworkConfig, Shape, Task, build
 from exhume.problems import Selection
 from exhume.records import Provenance, write, write_tensors
-from exhume.report.audit_view import AuditView, ImageFate, LeakedImage, Membership, MembershipSignal, OwnersView
-from exhume.runs.audit_record import LayerResidual
+from exhume.runs.audit_record import AuditedImage, AuditRecord, LayerResidual, OwnersView
 from exhume.runs.defences import DefenceRow
 from exhume.runs.schema import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord, read_record
 
@@ -164,44 +165,32 @@ def pictures_of(candidates: Candidates, images: Tensor, held_out: Tensor) -> dic
     }
 
 
-def make_audit(folder: Path, *, word: str = "photo", verdict: Verdict = "leaks") -> AuditView:
-    """An audit of the run with all of its sections; `word` is in every text of it."""
+def make_audit(
+    folder: Path, *, word: str = "photo", verdict: Verdict = "leaks", strength: Strength = "plainly"
+) -> AuditRecord:
+    """Writes an audit of the run that has all sections, and gives it; `word` is in every text of it."""
     scores = read_record(folder / "scores.json", ScoresRecord)
-    fates: tuple[Fate, ...] = get_args(Fate)[::-1]
-    return AuditView(
+    record = AuditRecord(
+        truth=scores.truth,
+        checkpoint=scores.checkpoint,
+        notes=[f"{word} was assumed."],
         judgement=Judgement(
-            verdict=verdict, strength="plainly", sentence=f"What {word} says.", reasons=(f"Because of {word}.",)
+            verdict=verdict, strength=strength, sentence=f"What {word} says.", reasons=(f"Because of {word}.",)
         ),
+        applies=Applicability(method_reads=True, readability=made_readability(word, level=0.9)),
         next_steps=[f"Keep {word} to yourself."],
-        leaked=[
-            LeakedImage(
-                row=image.index,
-                name=f"{word}-{image.index}.png",
-                label=image.label,
-                ncc=image.ncc,
-                confidence=None if image.index == 1 else 1 - image.index / 100,
-                share=(image.index * 7 % 12) / 1000,
-            )
-            for image in scores.per_image
-            if image.ncc >= 0.7
-        ],
+        images=[_audited(image, word) for image in scores.per_image],
         owner=OwnersView(
             residuals=[
                 LayerResidual(layer=f"{word}.weight", training=0.0214, held_out=0.7131, candidates=1.25),
                 LayerResidual(layer=f"{word}.bias", training=0.5),
             ],
-            images=[
-                ImageFate(name=f"{word}-{k}.png", label=k % 3, fate=fates[k % 4], reachable=1 - k / 50, stays=k / 50)
-                for k in range(12)
-            ],
-            held_out=12,
+            training=12,
+            stay=7,
+            held_out=11,
             held_out_stay=3,
         ),
-        membership=Membership(
-            training=12,
-            held_out=12,
-            signals=[MembershipSignal(name=f"loss of {word}", auc=0.9123, auc_low=0.8, auc_high=0.95, tpr=0.25)],
-        ),
+        membership=[_told_apart(f"loss of {word}")],
         defences=[
             DefenceRow(
                 name=f"{word} decay",
@@ -215,4 +204,52 @@ def make_audit(folder: Path, *, word: str = "photo", verdict: Verdict = "leaks")
             DefenceRow(name="dp", what="noise", images=12, held_out=12, held_out_accuracy=0.5, epsilon=3.21987),
             DefenceRow(name="shifts", what="moved", message=f"Not for {word}."),
         ],
+        provenance=RAN,
+    )
+    write(folder / "audit.json", record)
+    return record
+
+
+def made_readability(word: str, *, level: float) -> Readability:
+    return Readability(
+        verdict="readable",
+        level=level,
+        images=12,
+        held_out=11,
+        stay=9,
+        held_out_stay=4,
+        p_value=1e-5,
+        reachable=12,
+        reason=f"Thus {word} can be read.",
+    )
+
+
+def _audited(image: ImageScore, word: str) -> AuditedImage:
+    """Those that came out are found; of the others each fate is there."""
+    k, others = image.index, [fate for fate in get_args(Fate) if fate != "found"]
+    return AuditedImage(
+        index=k,
+        name=f"{word}-{k}.png",
+        label=image.label,
+        fate="found" if image.ncc >= float(HEADLINE) else others[k % 3],
+        ncc=image.ncc,
+        confidence=None if k == 1 else 1 - k / 100,
+        share=(k * 7 % 12) / 1000,
+        reachable=1 - k / 50,
+        stays=k / 50,
+    )
+
+
+def _told_apart(signal: str) -> Membership:
+    return Membership(
+        signal=signal,
+        members=12,
+        others=11,
+        auc=0.9123,
+        auc_interval=Interval(low=0.8, high=0.95),
+        true_positives=0.25,
+        true_positives_interval=Interval(low=0.1, high=0.5),
+        false_positives=0.0,
+        smallest=1 / 11,
+        p_value=0.001,
     )

@@ -12,17 +12,16 @@ import pytest
 import torch
 
 from exhume.attack.methods import METHODS
-from exhume.audit.verdict import Judgement, Verdict
+from exhume.audit.verdict import Strength, Verdict
 from exhume.candidates import Assumptions, KnownInit
 from exhume.defence.training import TrainingConfig
 from exhume.networks import NetworkConfig
 from exhume.problems import Selection
 from exhume.records import Provenance, read_tensors, write, write_tensors
-from exhume.report import draw, glossary, settings, words
-from exhume.report.audit_view import AuditView, OwnersView
-from exhume.runs.defences import DefenceRow
+from exhume.report import glossary, settings, words
+from exhume.runs.audit_record import AuditRecord
 from exhume.runs.schema import CandidatesRecord, ProblemRecord, ScoresRecord, TrainingRecord, read_record
-from made_run import RAN, Made, made_candidates, make_audit, make_run, write_candidates
+from made_run import RAN, Made, made_candidates, made_readability, make_audit, make_run, write_candidates
 from test_report import Reader, page_of
 
 
@@ -45,6 +44,18 @@ def found(made: Made, **changes: object) -> None:
     write(made.folder / "candidates.json", replace(record, **changes))
 
 
+def audited(made: Made, **changes: object) -> None:
+    write(made.folder / "audit.json", replace(read_record(made.folder / "audit.json", AuditRecord), **changes))
+
+
+def without_control(made: Made) -> None:
+    none = dict.fromkeys(("0.7", "0.8", "0.9", "0.95"), 0)
+    scored(made, lambda scores: replace(scores, held_out=0, null=none, null_perfect=none))
+    tensors = read_tensors(made.folder / "scores.safetensors")
+    empty = {name: tensor[:0] for name, tensor in tensors.items() if name.startswith("null")}
+    write_tensors(made.folder / "scores.safetensors", tensors | empty)
+
+
 def title(page: Reader) -> str:
     """The text of the heading, which is the page's title, too."""
     found = re.match(r"(.*?): (.+?) exhume · \1 \2 ", page.text)
@@ -65,26 +76,29 @@ def test_the_title_is_the_result(made: Made) -> None:
 @pytest.mark.parametrize("p_value", [1e-9, 0.5])
 def test_the_title_follows_the_verdict(made: Made, verdict: Verdict, p_value: float) -> None:
     scored(made, lambda scores: replace(scores, p_value=p_value))
-    audit = AuditView(
-        judgement=Judgement(verdict=verdict, strength="plainly", sentence="So it is.", reasons=("First.", "Second."))
-    )
-    page = Reader(draw(made.folder, audit).read_text(encoding="utf-8"))
+    make_audit(made.folder, verdict=verdict)
+    page = page_of(made.folder)
     counted = verdict == "leaks" and p_value < 0.05
     assert title(page) == ("4 of 12 training images came out of the weights" if counted else words.TITLES[verdict])
-    assert "So it is. First. Second." in page.text
+    assert "What photo says. Because of photo." in page.text
+
+
+@pytest.mark.parametrize(("verdict", "strength"), [("leaks", "traces"), ("does not apply", "not proven")])
+def test_the_title_claims_no_more_than_the_evidence(made: Made, verdict: Verdict, strength: Strength) -> None:
+    scored(made, lambda scores: replace(scores, p_value=1e-9))
+    make_audit(made.folder, verdict=verdict, strength=strength)
+    page = page_of(made.folder)
+    assert title(page) == words.TITLES[strength]
+    assert "Images that resemble a candidate" in page.text and "that leak" not in page.text
 
 
 def test_without_a_control_the_title_claims_nothing(made: Made) -> None:
-    none = dict.fromkeys(("0.7", "0.8", "0.9", "0.95"), 0)
-    scored(made, lambda scores: replace(scores, held_out=0, null=none, null_perfect=none))
-    tensors = read_tensors(made.folder / "scores.safetensors")
-    empty = {name: tensor[:0] for name, tensor in tensors.items() if name.startswith("null")}
-    write_tensors(made.folder / "scores.safetensors", tensors | empty)
-    for audit in (
-        None,
-        AuditView(judgement=Judgement(verdict="leaks", strength="plainly", sentence="Not decided.", reasons=())),
-    ):
-        page = Reader(draw(made.folder, audit).read_text(encoding="utf-8"))
+    make_audit(made.folder)
+    without_control(made)
+    for audit in (True, False):
+        if not audit:
+            (made.folder / "audit.json").unlink()
+        page = page_of(made.folder)
         assert title(page) == "4 of 12 training images look recovered, without a control"
         assert "No held-out images were given" in page.text
         assert "look-alikes" not in page.text and "The control: held-out" not in page.text
@@ -198,7 +212,8 @@ def test_layers_of_a_foreign_network_keep_their_names() -> None:
 
 
 def test_every_word_that_is_explained_has_its_meaning_on_the_page(made: Made) -> None:
-    page = Reader(draw(made.folder, make_audit(made.folder)).read_text(encoding="utf-8"))
+    make_audit(made.folder)
+    page = page_of(made.folder)
     asked = {attributes["popovertarget"] for tag, attributes in page.tags if "popovertarget" in attributes}
     meanings = {attributes["id"] for tag, attributes in page.tags if "popover" in attributes}
     assert len(meanings) == len(glossary.GLOSSARY) and asked <= meanings
@@ -214,53 +229,127 @@ def test_a_word_is_explained_once_in_a_text_and_others_text_stays_text() -> None
 
 # ---- The audit
 
+HEADINGS = {
+    "next_steps": "What to do next",
+    "images": "The 4 images that leak",
+    "owner": "What only you can see",
+    "membership": "Membership: this is not reconstruction",
+    "defences": "What would help",
+}
+
 
 def test_a_section_of_the_audit_is_drawn_only_if_its_part_is_there(made: Made) -> None:
-    headings = {
-        "next_steps": "What to do next",
-        "leaked": "The 10 images that leak",
-        "owner": "What only you can see",
-        "membership": "Membership: this is not reconstruction",
-        "defences": "What would help",
-    }
-    whole = make_audit(made.folder)
-    for part in (None, *headings):
-        audit = AuditView(**{part: getattr(whole, part)} if part else {})
-        text = Reader(draw(made.folder, audit).read_text(encoding="utf-8")).text
-        assert [name for name, heading in headings.items() if heading in text] == [part] * bool(part)
-    assert "images that leak" not in page_of(made.folder).text
+    def drawn() -> list[str]:
+        text = page_of(made.folder).text
+        return [name for name, heading in HEADINGS.items() if heading in text]
+
+    assert drawn() == []
+    make_audit(made.folder)
+    assert drawn() == [*HEADINGS]
+    for left_out in HEADINGS:
+        make_audit(made.folder)
+        audited(made, **{left_out: None if left_out == "owner" else []})
+        assert drawn() == [name for name in HEADINGS if name != left_out]
 
 
 def test_the_audit_s_numbers_are_on_the_page(made: Made) -> None:
-    text = Reader(draw(made.folder, make_audit(made.folder)).read_text(encoding="utf-8")).text
+    make_audit(made.folder)
+    page = page_of(made.folder)
     for said in (
-        "photo-1.png one 0.990 \N{EN DASH} 0.70 %",
+        "photo-1.png one 0.9",
         "photo.weight training images 0.021 held-out images 0.713 candidates 1.250 photo.bias training images 0.500",
-        "3 found",
-        "3 outside the subspace",
-        "of 12 held-out images at which a search began, it stayed at 3",
-        "photo-2.png two does not stay 0.960 0.040",
+        "4 found A candidate shows the image, at NCC 0.9 or more.",
+        "2 outside the subspace",
+        "It stays there if it ends at NCC 0.9 or more",
+        "NCC training of 12 held out of 11 ≥ 0.9 7 3",
+        "photo-4.png one does not stay 0.920 0.080",
         "loss of photo 0.912 0.800 to 0.950 25.0 %",
-        "With 12 held-out images no rate below 8.3 % can be measured",
+        "ranks 12 training and 11 held-out images",
+        "With 11 held-out images no rate below 9.1 % can be measured",
         "photo 10\N{MINUS SIGN}2 2 of 12 1 of 11 62.5 %",
         "noise, ε = 3.22 0 of 12",
         "shifts moved Not for photo.",
     ):
-        assert said in text, said
+        assert said in page.text, said
+    named = [str(picture["alt"]) for picture in page.pictures() if "Photo" in str(picture["alt"])]
+    assert named == ["Photo-0.png, zero", "Photo-1.png, one", "Photo-2.png, two", "Photo-3.png, zero"], "those found"
 
 
-def test_an_audit_of_a_run_that_was_not_scored_has_no_pictures_of_the_leaks(made: Made) -> None:
-    whole = make_audit(made.folder)
-    for name in ("scores.json", "scores.safetensors"):
-        (made.folder / name).unlink()
-    page = Reader(draw(made.folder, AuditView(leaked=whole.leaked)).read_text(encoding="utf-8"))
-    assert "The 10 images that leak" in page.text
-    assert not any("photo" in str(picture["alt"]) for picture in page.pictures())
+def test_a_weaker_level_at_which_the_method_reads_is_shown_with_its_reason(made: Made) -> None:
+    audit = make_audit(made.folder)
+    assert "Thus photo can be read." not in page_of(made.folder).text, "its counts are those of the headline"
+    audited(made, applies=replace(audit.applies, readability=made_readability("photo", level=0.8)))
+    assert "≥ 0.9 7 3 ≥ 0.8 9 4 Thus photo can be read." in page_of(made.folder).text
 
 
-def test_an_owner_s_view_may_be_of_one_part_alone(made: Made) -> None:
-    view = AuditView(owner=OwnersView(images=make_audit(made.folder).owner.images))  # type: ignore[union-attr]
-    text = Reader(draw(made.folder, view).read_text(encoding="utf-8")).text
-    assert "What became of each image" in text and "Do your images explain" not in text and "it stayed at" not in text
-    none = AuditView(defences=[DefenceRow(name="n", what="w", message="m")])
-    assert "What only you" not in Reader(draw(made.folder, none).read_text(encoding="utf-8")).text
+def test_why_the_owner_s_view_is_missing_stands_in_its_place(made: Made) -> None:
+    make_audit(made.folder)
+    audited(made, owner=None, not_examined="There are too many images.")
+    text = page_of(made.folder).text
+    assert "are in the weights at all was not looked at. There are too many images." in text
+    assert "What became of each image" not in text
+
+
+UNPROVEN: tuple[tuple[Verdict, Strength], ...] = (
+    ("nothing found", "none"),
+    ("does not apply", "none"),
+    ("does not apply", "not proven"),
+    ("leaks", "traces"),
+)
+
+
+@pytest.mark.parametrize(("verdict", "strength"), UNPROVEN)
+def test_no_image_is_called_leaked_but_by_the_verdict(made: Made, verdict: Verdict, strength: Strength) -> None:
+    none = dict.fromkeys(("0.7", "0.8", "0.95"), 0)
+    scored(made, lambda scores: replace(scores, held_out=8, null={**none, "0.9": 3}))
+    make_audit(made.folder, verdict=verdict, strength=strength)
+    text = page_of(made.folder).text
+    assert "leak" not in text.lower()
+    assert (
+        "Images that resemble a candidate 4 of your images have a candidate at NCC ≥ 0.9. "
+        "Of 8 held-out images 3 do so: by chance about 4.5 of 12 would."
+    ) in text
+    assert "4 resembles a candidate" in text and "4 found" not in text
+
+
+def test_without_a_control_nothing_is_called_leaked(made: Made) -> None:
+    audit = make_audit(made.folder)
+    without_control(made)
+    assert audit.owner is not None
+    owner = replace(audit.owner, held_out=0, held_out_stay=0)
+    audited(made, owner=owner, membership=[], applies=replace(audit.applies, readability=None))
+    text = page_of(made.folder).text
+    assert "leak" not in text.lower()
+    assert "There is no control, so how many images would do so by chance is not known." in text
+    assert "NCC training of 12 ≥ 0.9 7 What became" in text
+
+
+@pytest.mark.parametrize("other", ["images", "network", "nothing scored"])
+def test_an_audit_of_something_else_is_left_out(made: Made, other: str) -> None:
+    audit = make_audit(made.folder)
+    if other == "images":
+        audited(made, truth=replace(audit.truth, fingerprint="another"))
+    elif other == "network":
+        audited(made, checkpoint="another")
+    else:
+        for name in ("scores.json", "scores.safetensors"):
+            (made.folder / name).unlink()
+    text = page_of(made.folder).text
+    assert "it is left out; audit again." in text and "photo" not in text
+
+
+def test_no_leak_is_listed_where_no_image_came_out(made: Made) -> None:
+    audit = make_audit(made.folder)
+    audited(made, images=[replace(image, fate="does not stay") for image in audit.images])
+    text = page_of(made.folder).text
+    assert "that leak" not in text and "Images that resemble" not in text and "0 found" in text
+
+
+def test_an_audit_of_points_has_no_pictures(tmp_path: Path) -> None:
+    shape, points = (1, 1, 2), torch.rand(9, 1, 1, 2)
+    folder = make_run(tmp_path / "points", shape=shape, task="binary", classes=("in", "out"), found=points).folder
+    audit = make_audit(folder)
+    write(folder / "audit.json", replace(audit, images=[replace(image, fate="found") for image in audit.images]))
+    page = page_of(folder)
+    assert "The 12 points that leak" in page.text and "Image File Class agreement Confidence Share" in page.text
+    assert page.pictures() == []

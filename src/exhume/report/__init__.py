@@ -11,8 +11,8 @@ from torch import Tensor
 
 from exhume.attack.find_start import chance
 from exhume.attack.methods.input_subspace import REWEIGHT_EVERY
-from exhume.audit.scores import sentence
-from exhume.audit.verdict import judge
+from exhume.audit.scores import HEADLINE, sentence
+from exhume.audit.verdict import Judgement, judge
 from exhume.checkpoint import Description
 from exhume.errors import InputError
 from exhume.layers import LayerGraph
@@ -20,13 +20,23 @@ from exhume.metrics import measure_of
 from exhume.networks import Task
 from exhume.records import read_tensors, replace_file
 from exhume.report import entries, figures
-from exhume.report.audit_view import AuditView, LeakedImage, view_of
 from exhume.report.entries import Entry
 from exhume.report.glossary import explained, meanings
 from exhume.report.settings import in_words, layers
-from exhume.report.words import caveats, fine_percent, headline, number, percent, raised, typeset
+from exhume.report.words import (
+    by_chance,
+    caveats,
+    fates,
+    fine_percent,
+    headline,
+    names_leaks,
+    number,
+    percent,
+    raised,
+    typeset,
+)
 from exhume.runs.applicability import read_applicability
-from exhume.runs.audit_record import AuditRecord
+from exhume.runs.audit_record import AuditedImage, AuditRecord
 from exhume.runs.claim import alone
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord, TrainingRecord, read_record
 from exhume.runs.store import read_candidate_tensors
@@ -52,9 +62,10 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the run folder holds; training, scores and the scores' tensors only if those stages were run here.
+    """What the run folder holds; training, scores, the scores' tensors and audit only if those stages were run here.
 
-    name: the problem's, or the folder's where the network came from elsewhere.
+    name: the problem's, or the folder's where the network came from elsewhere; audit: of these candidates and of the
+    images that were scored; outdated: whether there is one of others, which is left out.
     """
 
     name: str
@@ -66,25 +77,24 @@ class Contents:
     scores: ScoresRecord | None
     start: StartRecord | None
     truth: dict[str, Tensor]
+    audit: AuditRecord | None
+    outdated: bool
 
 
 @alone
-def draw(run: Path, audit: AuditView | None = None) -> Path:
+def draw(run: Path) -> Path:
     """Writes run/report.html, a page that needs no other file and no other host, and returns its path.
 
     Without training.json the page leaves out how the network was trained; without scores.json it shows the candidates
-    by the attacker's confidence, and says that nothing was checked.
+    by the attacker's confidence, and says that nothing was checked. With audit.json it shows the audit, else the
+    verdict on the scores alone; an audit of another network or of other images is left out, and the page says so.
 
         page = exhume.draw(Path("runs/demo"))
-
-    Args:
-        audit: what an audit found besides; None: what audit.json holds, or else the verdict on the scores alone.
 
     Raises:
         InputError: the folder holds no checkpoint or no candidates, or one of its files is damaged.
     """
-    contents = _contents(run)
-    page = _render(_context(contents, audit or _audit(run, contents)))
+    page = _render(_context(_contents(run)))
     replace_file(run / "report.html", page.encode(errors="backslashreplace"))
     return run / "report.html"
 
@@ -103,7 +113,8 @@ def _contents(run: Path) -> Contents:
     )
     if not published.fingerprint == found.checkpoint == (scores.checkpoint if scores else found.checkpoint):
         raise InputError(f"The files in {run} come from different checkpoints; reconstruct and score again.")
-    training = _optional(run / "training.json", TrainingRecord)
+    training, audit = _optional(run / "training.json", TrainingRecord), _optional(run / "audit.json", AuditRecord)
+    belongs = audit is not None and _belongs(audit, found, scores)
     return Contents(
         name=training.problem.name if training else run.resolve().name,
         published=published,
@@ -114,17 +125,17 @@ def _contents(run: Path) -> Contents:
         start=_start(run, found),
         scores=scores,
         truth=truth,
+        audit=audit if belongs else None,
+        outdated=audit is not None and not belongs,
     )
 
 
-def _audit(run: Path, contents: Contents) -> AuditView:
-    """What was audited here, if it is of these candidates; else the verdict as far as the scores tell it."""
-    record = _optional(run / "audit.json", AuditRecord)
-    if record is not None and record.checkpoint == contents.found.checkpoint and contents.scores:
-        return view_of(record)
-    if contents.scores is None:
-        return AuditView()
-    return AuditView(judgement=judge(contents.scores, read_applicability(contents.found)))
+def _belongs(audit: AuditRecord, found: CandidatesRecord, scores: ScoresRecord | None) -> bool:
+    """Whether the audit is of this network, and of the images that were scored."""
+    return scores is not None and (audit.checkpoint, audit.truth.fingerprint) == (
+        found.checkpoint,
+        scores.truth.fingerprint,
+    )
 
 
 def _start(run: Path, found: CandidatesRecord) -> StartRecord | None:
@@ -180,8 +191,10 @@ def _inline() -> dict[str, Any]:
     return {"style": style, "script": Markup(script), "script_hash": digest}  # noqa: S704
 
 
-def _context(run: Contents, audit: AuditView) -> dict[str, Any]:
+def _context(run: Contents) -> dict[str, Any]:
     published, images, training = run.published, run.candidates["images"], run.training
+    judgement, audit = _judgement(run), run.audit
+    leaks = names_leaks(judgement, run.scores)
     points = measure_of(images) == "agreement"
     mean = run.weights.get("known_mean", run.weights["centre"])
     outputs = len(published.classes) if published.task == "multiclass" else 1
@@ -191,8 +204,12 @@ def _context(run: Contents, audit: AuditView) -> dict[str, Any]:
     return {
         "run": run,
         "audit": audit,
+        "judgement": judgement,
+        "leaks": leaks,
+        "fates": fates(leaks),
+        "headline": HEADLINE,
         "thing": thing,
-        "title": headline(audit.judgement, run.scores, len(images), thing),
+        "title": headline(judgement, run.scores, len(images), thing),
         "sentence": sentence(run.scores) if run.scores else None,
         "caveats": caveats(run.found, training.training if training else None, confident),
         "glossary": meanings(),
@@ -206,7 +223,8 @@ def _context(run: Contents, audit: AuditView) -> dict[str, Any]:
         "loss": training.training.loss if training else None,
         "pairs": [] if points else _pairs(run),
         "control": [] if points or not run.scores else entries.control(run.truth),
-        "leaked": [_leaked(run, image) for image in sorted(audit.leaked, key=lambda image: -image.ncc)],
+        "resembling": [_resembling(run, image, points) for image in (audit.leaked if audit else [])],
+        "by_chance": by_chance(run.scores, thing) if run.scores else None,
         "class_name": lambda label: entries.class_name(published.task, published.classes, label),
         "large": entries.LARGE,
         "alike": entries.ALIKE,
@@ -217,6 +235,13 @@ def _context(run: Contents, audit: AuditView) -> dict[str, Any]:
         "charts": _charts(run, points),
         "settings": _settings(run),
     }
+
+
+def _judgement(run: Contents) -> Judgement | None:
+    """The audit's, or as far as the scores alone tell it; None: nothing was scored."""
+    if run.audit is not None:
+        return run.audit.judgement
+    return judge(run.scores, read_applicability(run.found)) if run.scores else None
 
 
 def _network(network: Description, ends: list[int]) -> str:
@@ -239,19 +264,18 @@ def _pairs(run: Contents) -> list[Entry]:
     return entries.pairs(run.scores, run.truth, run.candidates["confidence"], task, classes)
 
 
-def _leaked(run: Contents, image: LeakedImage) -> Entry:
-    """A leaked image with its pictures; it has none if the run was not scored."""
+def _resembling(run: Contents, image: AuditedImage, points: bool) -> Entry:
+    """A training image that resembles its candidate, with the pictures of both; points have none."""
     pictures: dict[str, str | None] = {"original": None, "found": None}
-    if run.scores:
-        row = slice(image.row, image.row + 1)
-        original, found = figures.picture(run.truth["images"][image.row]), run.truth["candidates"][row]
-        pictures = {"original": original, "found": figures.stretched(found)[0]}
+    if not points:
+        original, found = (run.truth[name][image.index : image.index + 1] for name in ("images", "candidates"))
+        pictures = {"original": figures.picture(original[0]), "found": figures.stretched(found)[0]}
     return Entry(
         title=entries.class_name(run.published.task, run.published.classes, image.label),
         name=image.name,
-        measure="NCC",
+        measure="agreement" if points else "NCC",
         value=f"{image.ncc:.3f}",
-        place=image.row,
+        place=image.index,
         ncc=image.ncc,
         confidence=image.confidence,
         share=image.share,

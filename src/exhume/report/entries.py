@@ -7,7 +7,7 @@ from math import isnan
 from torch import Tensor
 
 from exhume.audit.matching import merge
-from exhume.audit.scores import Counts
+from exhume.audit.scores import HEADLINE, Counts
 from exhume.networks import Task
 from exhume.report import figures
 from exhume.report.words import fine_percent, percent
@@ -16,8 +16,6 @@ LARGE = 10
 """Pairs shown large, of the training images and of the held-out ones."""
 ALIKE = 0.95
 """NCC from which two candidates show the same image: each search finds it again. Different digits seldom reach it."""
-RECOVERED = 0.9
-"""NCC from which an image counts as recovered: the headline of `Counts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,7 @@ class Entry:
 
     @property
     def recovered(self) -> bool:
-        return self.ncc is not None and self.ncc >= RECOVERED
+        return self.ncc is not None and self.ncc >= float(HEADLINE)
 
 
 def pairs(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from exhume.audit.scores import Counts
+from exhume.audit.scores import HEADLINE, Counts
 from exhume.metrics import min_max
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def against_margin(margins: Sequence[float], scores: Counts, axis: str) -> "Mark
     values = [image.ncc if image.candidate >= 0 else nan for image in scores.per_image]
 
     def chart(axes: "Axes") -> None:
-        axes.axhline(0.9, color=INK, linewidth=0.6, linestyle=(0, (4, 4)), alpha=0.6)
+        axes.axhline(float(HEADLINE), color=INK, linewidth=0.6, linestyle=(0, (4, 4)), alpha=0.6)
         axes.scatter(margins, values, s=16, color=TRAINING, alpha=0.65, linewidth=0)
         axes.set(xlabel=axis, ylabel=_measure(scores))
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from exhume.audit.scores import HEADLINE
 from exhume.report.words import typeset
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "NCC": (
         r"NCC",
         "Normalised cross-correlation: how alike two images are, whatever their brightness and contrast. "
-        "1: the same image up to these. 0: nothing in common. Here an image counts from 0.9 on.",
+        f"1: the same image up to these. 0: nothing in common. Here an image counts from {HEADLINE} on.",
     ),
     "Agreement": (
         r"[Aa]greement",
@@ -42,8 +43,8 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     ),
     "Confidence": (
         r"[Cc]onfidence",
-        "The chance that a candidate shows a training image at NCC 0.9 or more. It is judged without the training "
-        "images: by how closely a search from another start agrees.",
+        f"The chance that a candidate shows a training image at NCC {HEADLINE} or more. It is judged without the "
+        "training images: by how closely a search from another start agrees.",
     ),
     "Residual": (
         r"[Rr]esiduals?",

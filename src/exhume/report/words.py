@@ -3,13 +3,12 @@
 import re
 
 from exhume.attack.methods import Exhume
-from exhume.audit.scores import Counts
+from exhume.audit.readability import Fate
+from exhume.audit.scores import HEADLINE, SIGNIFICANT, Counts
 from exhume.audit.verdict import Judgement
 from exhume.defence.training import TrainingConfig
 from exhume.runs.schema import CandidatesRecord
 
-SIGNIFICANT = 0.05
-"""p-value below which the title says that images came out, as `sentence` does."""
 NEARLY = 0.005
 """Chances nearer to 0 or 1 are written as < 1 % and > 99 %: no estimate of them is exact."""
 SMALL, LARGE = 1e-3, 1e6
@@ -19,27 +18,73 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _PLAIN = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "\N{MINUS SIGN}0123456789")
 _EXPONENT = re.compile("10(⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
 
-
 TITLES = {
     "leaks": "This network gives training images away",
+    "traces": "This network shows traces of its training images",
     "nothing found": "No training image was found",
     "does not apply": "The method does not apply to this network",
+    "not proven": "Whether training images came out is not decided",
 }
-"""The page's title by the verdict, where no count says more."""
+"""The page's title where no count says more: by the strength of the evidence if it has a row, else by the verdict."""
 
 
 def headline(judgement: Judgement | None, scores: Counts | None, total: int, thing: str) -> str:
-    """The title: what the scores say, under the verdict if there is one, or that nothing was checked."""
-    if scores is None:
-        return TITLES[judgement.verdict] if judgement else f"{total} candidates, none of them checked"
-    recovered = f"{scores.recovered['0.9']} of {scores.images} training {thing}s"
+    """The title: what the scores say, under the verdict, or that nothing was checked."""
+    if scores is None or judgement is None:
+        return f"{total} candidates, none of them checked"
+    recovered = f"{scores.recovered[HEADLINE]} of {scores.images} training {thing}s"
     if not scores.held_out:
         return f"{recovered} look recovered, without a control"
-    came_out = scores.p_value is not None and scores.p_value < SIGNIFICANT
-    if judgement:
-        sure = judgement.verdict == "leaks" and came_out
-        return f"{recovered} came out of the weights" if sure else TITLES[judgement.verdict]
-    return f"{recovered} came out of the weights" if came_out else "No more came out than chance may give"
+    if names_leaks(judgement, scores) and scores.p_value is not None and scores.p_value < SIGNIFICANT:
+        return f"{recovered} came out of the weights"
+    return TITLES.get(judgement.strength, TITLES[judgement.verdict])
+
+
+def names_leaks(judgement: Judgement | None, scores: Counts | None) -> bool:
+    """Whether the images that came out may be called leaked: by the verdict, a control, and more than traces."""
+    if judgement is None or scores is None or not scores.held_out:
+        return False
+    return judgement.verdict == "leaks" and judgement.strength != "traces"
+
+
+def by_chance(scores: Counts, thing: str) -> str:
+    """How many images would resemble a candidate by chance, as far as the control tells."""
+    if not scores.held_out:
+        return f"There is no control, so how many {thing}s would do so by chance is not known."
+    null = scores.null[HEADLINE]
+    told = f"Of {scores.held_out} held-out {thing}s {null} {'does' if null == 1 else 'do'} so"
+    return (
+        f"{told}: by chance about {number(round(null / scores.held_out * scores.images, 1))} of {scores.images} would."
+    )
+
+
+def fates(leaks: bool) -> dict[Fate, tuple[str, str]]:
+    """What became of an image, as the page calls it, and what it means.
+
+    Args:
+        leaks: whether the images that came out may be called so.
+    """
+    found = ("found", f"A candidate shows the image, at NCC {HEADLINE} or more.")
+    alike = (
+        "resembles a candidate",
+        f"At NCC {HEADLINE} or more. That may be chance: it is not known to have come out.",
+    )
+    return {
+        "found": found if leaks else alike,
+        "stays but not found": (
+            "stays but not found",
+            f"A search that begins at the image stays at NCC {HEADLINE} or more, but none that began elsewhere came to "
+            "it. A longer or luckier search may find it.",
+        ),
+        "does not stay": (
+            "does not stay",
+            f"A search that begins at the image moves away, below NCC {HEADLINE}: the weights do not hold it there.",
+        ),
+        "outside the subspace": (
+            "outside the subspace",
+            f"So much of the image lies outside the subspace that no search can reach NCC {HEADLINE} with it.",
+        ),
+    }
 
 
 def caveats(found: CandidatesRecord, training: TrainingConfig | None, confident: bool) -> list[str]:

@@ -17,8 +17,8 @@ class AuditedImage:
     index: its place among the scored images; name: its file, or its row of an array; label: None if unknown; fate: None
     if it did not come out and nothing more is known; ncc: of its one-to-one candidate, whose confidence is given where
     it is available; share: of the weights' squared norm that the image itself accounts for; multiplier, margin: of the
-    image; inside: similarity of the image and its projection onto the subspace that is searched, the most that a search
-    can reach; stays: similarity of the image and where a search that began at it ended. None: not computed.
+    image; reachable: similarity of the image and its projection onto the subspace that is searched, the most that a
+    search can reach; stays: similarity of the image and where a search that began at it ended. None: not computed.
     """
 
     index: int
@@ -30,7 +30,7 @@ class AuditedImage:
     share: float | None = None
     multiplier: float | None = None
     margin: float | None = None
-    inside: float | None = None
+    reachable: float | None = None
     stays: float | None = None
 
 
