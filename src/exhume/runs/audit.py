@@ -96,7 +96,9 @@ def audit_run(
         overwrite=overwrite,
         progress_callback=progress_callback,
     )
-    scores = score_run(folder, (source.images, source.selection), held_out=source.held_out, split=source.split)
+    scores = score_run(
+        folder, (source.images, source.selection), held_out=source.held_out, split=source.split, loaded=mine
+    )
     seen, why = _owner_looks(folder, found, mine, initial, progress_callback)
     applies = _applicability(folder, found, seen)
     judgement = judge(scores, applies)
