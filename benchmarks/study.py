@@ -23,8 +23,9 @@ from exhume.commands.display import bars
 from exhume.devices import Device, choose_device
 from exhume.errors import InputError
 from exhume.records import Provenance, provenance, replace_file
-from exhume.runs.cells import Cell, Result, run_study
+from exhume.runs.cells import Cell, Result, in_order, run_study
 from exhume.runs.tables import short, table_csv, table_markdown
+from exhume.tuning.workers import choose_workers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,9 @@ def main(
     seeds: tuple[int, ...] | None = None,
     device: Device = "auto",
     out: Path = Path("runs/studies"),
+    *,
+    workers: int = 1,
+    ray: str | None = None,
 ) -> None:
     """Does what is missing of a study, and writes its table and figure.
 
@@ -125,6 +129,8 @@ def main(
         seeds: seeds of training and reconstruction; none: those of the size.
         device: auto, cpu or cuda.
         out: folder of all studies; each has one of its own there, by its name and size.
+        workers: cells at the same time.
+        ray: address of a Ray cluster to work on (docs/cluster.md).
     """
     if name not in STUDIES:
         raise SystemExit(f"There is no study {name}; there are {', '.join(STUDIES)}.")
@@ -135,14 +141,23 @@ def main(
         raise SystemExit(str(error)) from None
     seeds = seeds or scale.seeds
     results = []
-    for result in run_study(folder / "cells", study.cells(scale), seeds=seeds, device=device, progress_display=bars):
+    cells = study.cells(scale)
+    for result in run_study(
+        folder / "cells",
+        cells,
+        seeds=seeds,
+        device=device,
+        workers=choose_workers(ray),
+        count=workers,
+        progress_display=bars,
+    ):
         results.append(result)
         print(", ".join(f"{column}: {short(value)}" for column, value in result.row.items()), flush=True)
     if not any(result.measured for result in results):
         raise SystemExit(f"Nothing could be measured. {results[0].row['status']}")
     command = shlex.join(["python", "-m", "benchmarks.study", name, "--size", size, "--seeds", *map(str, seeds)])
     made = provenance(device=place, seed=seeds[0], seconds=time.perf_counter() - start)
-    write_study(folder, name, results, command, made)
+    write_study(folder, name, in_order(results, cells, seeds), command, made)
 
 
 def write_study(folder: Path, name: str, results: Sequence[Result], command: str, made: Provenance) -> None:

@@ -550,11 +550,11 @@ def test_several_workers_share_a_search_and_end_with_it(run: Path, here: Path) -
 
 
 def test_a_trial_that_ends_behind_the_parents_back_is_counted(tmp_path: Path) -> None:
-    """The workers end while what the parent has just counted is worked on."""
+    """Both workers have something to say while the parent is busy with what it has just counted."""
     count = 0
     for trials in sweep(checkpoint(), SweepConfig(trials=2, workers=2), SHORT, journal=tmp_path / "journal"):
         count = len(trials)
-        until(lambda: not multiprocessing.active_children())
+        time.sleep(2)
     assert count == 2
 
 

@@ -21,8 +21,10 @@ COMMANDS = {
     "find-start": ("find_start", "look for what training began with, in the weights alone"),
     "reconstruct": ("run", "reconstruct training images from a checkpoint alone"),
     "search": ("run", "search for settings: many reconstructions, whose best candidates become the run's"),
+    "study": ("study", "train, attack and score the cells of a study, and write their table"),
     "score": ("run", "count what came out, against held-out images"),
     "report": ("run", "draw the run's page, report.html"),
+    "compare": ("study", "put runs side by side: their settings, counts and times"),
     "import-args": ("lists", "read an argument file of the papers' own code as a command"),
     "problems": ("lists", "list the problems"),
     "presets": ("lists", "list the presets"),
@@ -37,12 +39,15 @@ GOES_ON = {
     "find-start": "in a run, the same command goes on where the sweep over all seeds was",
     "reconstruct": "the same command goes on where the reconstruction was",
     "search": "the same command goes on with the trials that have not ended",
+    "study": "the same command goes on with the cells that have not ended",
+    "audit": "the same command goes on with what has not ended",
 }
 """What becomes of a command that is interrupted; of the others nothing is lost but their time."""
 MEMORY = {
     "train": "--widths, --channels, --per-class and --batch-size lower it",
     "reconstruct": "--restarts, --per-class and --images lower it",
     "search": "--workers, --per-class and --images lower it",
+    "study": "--workers lowers it",
 }
 """Which flags lower how much memory a command needs."""
 

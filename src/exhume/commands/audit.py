@@ -2,29 +2,40 @@
 
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from exhume.attack.methods import Exhume
 from exhume.audit.membership import membership_sentence
 from exhume.audit.readability import Fate
+from exhume.audit.verdict import Verdict
 from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.commands.display import bars, console, print_picked, print_scores, print_verdict
+from exhume.commands.study import check_workers
 from exhume.devices import Device
+from exhume.errors import InputError
 from exhume.foreign import ForeignNetwork, read_network
 from exhume.networks import Shape, Task
-from exhume.problems import Selection
+from exhume.problems import Selection, locate
 from exhume.problems.owned import OwnedImages, Split, load_images
+from exhume.progress import ProgressCallback
+from exhume.records import replace_file
 from exhume.report import draw
 from exhume.runs.audit import Source, audit_run
 from exhume.runs.audit_record import AuditRecord
+from exhume.runs.audits import audit_row, finished_audit, folders_of, model_files
 from exhume.runs.defences import DefenceRow
+from exhume.runs.folders import map_folders
 from exhume.runs.pipeline import load_numbers
 from exhume.runs.schema import ScoresRecord, read_record
 from exhume.runs.start import with_weights
+from exhume.runs.tables import Row, table_csv, table_text
+from exhume.tuning.workers import choose_workers
 
 LEAKS = 1
 """Exit code with --fail-on, where the verdict is the one that is named."""
@@ -34,9 +45,12 @@ LEAKS = 1
 class Audit:
     """Say what your model gives away of your training images."""
 
-    model: Positional[str]
+    model: Positional[Annotated[str | None, arg(metavar="[MODEL]", help_behavior_hint="")]] = None
     """The network: a file of weights (.pt, .pth, .bin, .ckpt, .safetensors, .npz), a program (TorchScript or .pt2), a
-    folder with one such file, or model.py:name for your own code that makes it."""
+    folder with one such file, or model.py:name for your own code that makes it. With --all it may be left out."""
+    all: Path | None = None
+    """Audit each model file in this folder and beneath it, and write one table of all. With model.py:name the files are
+    the weights."""
     images: str
     """Its training images: a folder with a folder for each class, an .npz file, or a .py file with load()."""
     held_out: Path | None = None
@@ -46,7 +60,8 @@ class Audit:
     are held out."""
     selection: OmitArgPrefixes[Selection] = field(default_factory=Selection)
     out: Path | None = None
-    """Folder of the results; without: runs/audit-NAME, by the model's name."""
+    """Folder of the results; without: runs/audit-NAME, by the name of the model or of the
+    folder; with --all each model has a folder of its own there."""
     weights: Path | None = None
     """For model.py:name: the file of its weights."""
     initial: Path | None = None
@@ -76,9 +91,15 @@ class Audit:
     defend: bool = False
     """Train variants of the network on the images, attack them alike, and show leak against accuracy."""
     fail_on: Literal["leaks"] | None = None
-    """End with exit code 1 if this is the verdict, by more than traces; without: 0, whatever the verdict."""
+    """End with exit code 1 if this is the verdict; without: 0, whatever the verdict."""
     json: bool = False
     """Print audit.json instead of sentences."""
+    workers: int = 1
+    """With --all: models at the same time: processes, of one thread each if there are several, or with --ray tasks of
+    the cluster."""
+    ray: str | None = None
+    """With --all: work on the Ray cluster at this address; auto: the one that this machine belongs to; local: start one
+    here."""
     device: Device = "auto"
     """Where to compute."""
     overwrite: bool = False
@@ -86,14 +107,23 @@ class Audit:
 
     def __call__(self) -> None:
         mine = load_images(self.images, held_out=self.held_out, split=self.split, selection=self.selection)
-        network, folder = self._network(mine), self.out or Path("runs") / f"audit-{_stem(self.model)}"
+        verdicts = self._of_all(mine, self.all) if self.all is not None else [self._of_one(mine)]
+        if self.fail_on in verdicts:
+            sys.exit(LEAKS)
+
+    def _of_one(self, mine: OwnedImages) -> Verdict:
+        if self.model is None:
+            raise InputError("Say which model: a file, a program or model.py:name; or --all and a folder of them.")
+        if self.ray is not None or self.workers != 1:
+            raise InputError("--ray and --workers go with --all: one model is one piece of work.")
+        network, folder = self._network(mine, self.model, self.weights), self.out or Path("runs") / self._name()
         with bars() as progress_callback:
             record = audit_run(
                 folder,
                 network,
                 mine,
                 Source(images=self.images, selection=self.selection, held_out=self.held_out, split=self.split),
-                method=Exhume(steps=self.steps, restarts=self.restarts, seed=self.seed),
+                method=self._method,
                 initial=self._initial(network.checkpoint),
                 find_start=self.find_start,
                 defend=self.defend,
@@ -106,21 +136,86 @@ class Audit:
             sys.stdout.write((folder / "audit.json").read_text(encoding="utf-8"))
         else:
             _show(record, read_record(folder / "scores.json", ScoresRecord), folder, page)
-        if self.fail_on == record.judgement.verdict and record.judgement.strength != "traces":
-            sys.exit(LEAKS)
+        return record.judgement.verdict
 
-    def _network(self, mine: OwnedImages) -> ForeignNetwork:
-        if (Path(self.model) / "checkpoint.json").exists():
-            return ForeignNetwork(checkpoint=load_checkpoint(self.model))
+    def _of_all(self, mine: OwnedImages, models: Path) -> list[str]:
+        """The verdicts on the models in a folder, after their table."""
+        if self.weights is not None or self.json:
+            raise InputError("--weights and --json are for one model, not for --all.")
+        if self.model is not None and ".py:" not in self.model:
+            raise InputError("Give one model, or --all and a folder of models; only model.py:name goes with --all.")
+        check_workers(self.workers)
+        out, rows = self.out or Path("runs") / self._name(), dict[Path, Row]()
+        besides = [Path(self.images), out, *filter(None, (self.held_out, self.initial))]
+        found = model_files(models, besides=besides)
+        name, selection = locate(self.images, self.selection)
+        work = partial(
+            _audit_one,
+            mine=mine,
+            source=Source(images=name, selection=selection, held_out=self.held_out, split=self.split),
+            method=self._method,
+            find_start=self.find_start,
+            defend=self.defend,
+            device=self.device,
+            overwrite=self.overwrite,
+        )
+        for visit in map_folders(
+            work,
+            self._unfinished(mine, folders_of(found, models, out), rows),
+            workers=choose_workers(self.ray),
+            count=self.workers,
+            device=self.device,
+            display=bars,
+        ):
+            rows[visit.task.path] = visit.row
+            console.print(f"{visit.task.path}: {visit.row.get('verdict') or visit.row['status']}", soft_wrap=True)
+        return _show_all([{"model": str(path.relative_to(models)), **rows[path]} for path in found], out)
+
+    def _unfinished(
+        self, mine: OwnedImages, models: Iterable[tuple[Path, Path]], rows: dict[Path, Row]
+    ) -> Iterator[tuple[Path, "_Model"]]:
+        """The models that must still be audited, with their folders; of the others the row is put into `rows`."""
+        for path, folder in models:
+            try:
+                network = self._network(mine, self.model or str(path), path if self.model else None)
+                initial = self._initial(network.checkpoint)
+            except InputError as error:
+                rows[path] = {"status": str(error)}
+                continue
+            done = not self.overwrite and finished_audit(
+                folder,
+                network.checkpoint,
+                mine,
+                self._method,
+                initial=initial,
+                find_start=self.find_start,
+                defend=self.defend,
+            )
+            if done:
+                rows[path] = audit_row(folder)
+            else:
+                yield folder, _Model(path=path, network=network, initial=initial)
+
+    @property
+    def _method(self) -> Exhume:
+        return Exhume(steps=self.steps, restarts=self.restarts, seed=self.seed)
+
+    def _name(self) -> str:
+        """The name of the folder of results: by the model's, or that of the folder of models."""
+        return f"audit-{self.all.resolve().name if self.all else _stem(self.model or '')}"
+
+    def _network(self, mine: OwnedImages, model: str, weights: Path | None) -> ForeignNetwork:
+        if (Path(model) / "checkpoint.json").exists():
+            return ForeignNetwork(checkpoint=load_checkpoint(model))
         channels, height, width = mine.images.shape[1:]
-        return self._read(self.model, self.weights, (channels, height, width), self.task)
+        return self._read(model, weights, (channels, height, width), self.task)
 
     def _initial(self, trained: Checkpoint) -> Checkpoint | None:
         """The public weights; a last layer that they do not have counts as frozen."""
         if self.initial is None:
             return None
-        code = ".py:" in self.model
-        source, weights = (self.model, self.initial) if code else (str(self.initial), None)
+        code = self.model if ".py:" in (self.model or "") else None
+        source, weights = (code, self.initial) if code else (str(self.initial), None)
         return with_weights(trained, self._read(source, weights, trained.shape, None).checkpoint.weights)
 
     def _read(self, source: str, weights: Path | None, shape: Shape, task: Task | None) -> ForeignNetwork:
@@ -141,6 +236,64 @@ def _stem(model: str) -> str:
     """The model's name, for a folder."""
     path, _, name = model.partition(".py:")
     return name or Path(path).stem or "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """One of many models, read from its file."""
+
+    path: Path
+    network: ForeignNetwork
+    initial: Checkpoint | None
+
+
+def _audit_one(
+    folder: Path,
+    model: _Model,
+    progress_callback: ProgressCallback,
+    *,
+    mine: OwnedImages,
+    source: Source,
+    method: Exhume,
+    find_start: bool,
+    defend: bool,
+    device: str,
+    overwrite: bool,
+) -> Row:
+    """Audits one of many models and draws its page; a model that cannot be audited has a status only."""
+    try:
+        audit_run(
+            folder,
+            model.network,
+            mine,
+            source,
+            method=method,
+            initial=model.initial,
+            find_start=find_start,
+            defend=defend,
+            device=device,
+            overwrite=overwrite,
+            progress_callback=progress_callback,
+        )
+    except InputError as error:
+        return {"status": str(error)}
+    draw(folder)
+    return audit_row(folder)
+
+
+def _show_all(rows: Sequence[Row], out: Path) -> list[str]:
+    """Writes and prints the table of all models; returns the verdicts.
+
+    Raises:
+        InputError: there is none.
+    """
+    replace_file(out / "table.csv", table_csv(rows).encode())
+    console.print(table_text(rows), soft_wrap=True)
+    _line("table", str(out / "table.csv"))
+    verdicts = [str(row["verdict"]) for row in rows if row.get("verdict")]
+    if not verdicts:
+        raise InputError(f"No model could be audited. {rows[0]['model']}: {rows[0]['status']}")
+    return verdicts
 
 
 def _show(record: AuditRecord, scores: ScoresRecord, folder: Path, page: Path) -> None:

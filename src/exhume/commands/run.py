@@ -41,6 +41,7 @@ from exhume.runs.store import load_candidates
 from exhume.runs.tune import search_run
 from exhume.tuning.search_spaces import SPACES
 from exhume.tuning.study import SweepConfig
+from exhume.tuning.workers import choose_workers
 
 NOT_FOUND = (
     "The start of training was not found in the weights, and the attack goes on without it. "
@@ -315,12 +316,15 @@ class Search:
     images, as the papers did, which gives an upper bound."""
     keep: int = 2
     """How many of the best trials' candidates to keep, in the run's folder trials."""
+    ray: str | None = None
+    """Run the trials on the Ray cluster at this address, --workers at the same time; auto: the one that this machine
+    belongs to; local: start one here."""
     track: str | None = None
     """Log the progress in the run's folder tracking: tensorboard or wandb."""
     device: Device = "auto"
     """Where to compute."""
     threads: int | None = None
-    """Threads of the CPU for one worker; None: one for each core. Several workers have one each."""
+    """Threads of the CPU for one worker; None: one for each core. Several workers have one each, and so has Ray's."""
     overwrite: bool = False
     """Replace another search or other candidates in the folder, and what was made from them."""
 
@@ -334,6 +338,7 @@ class Search:
                 judge=self.judge,
                 keep=self.keep,
                 device=self.device,
+                workers=choose_workers(self.ray),
                 overwrite=self.overwrite,
                 progress_callback=progress_callback,
             )

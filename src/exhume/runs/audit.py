@@ -87,8 +87,7 @@ def audit_run(
         InputError: as for `reconstruct_run` and `score_run`, or the images do not fit the network.
     """
     start, place = time.perf_counter(), choose_device(device)
-    mine = with_outputs_as_classes(mine, network.checkpoint)
-    checkpoint = replace(with_known_mean(network.checkpoint, mine), classes=mine.classes or network.checkpoint.classes)
+    checkpoint, mine = fitted(network.checkpoint, mine)
     problem = _to_train_on(checkpoint, mine) if defend else None
     method = method or Exhume()
     found = reconstruct_run(
@@ -102,7 +101,7 @@ def audit_run(
         overwrite=overwrite,
         progress_callback=progress_callback,
     )
-    scores = score_run(folder, (source.images, source.selection), images=mine)
+    scores = score_run(folder, (source.images, source.selection), loaded=mine)
     seen, why = _owner_looks(folder, found, mine, initial, progress_callback)
     applies = _applicability(folder, found, seen)
     judgement = judge(scores, applies)
@@ -136,6 +135,16 @@ def _write(folder: Path, record: AuditRecord, mine: OwnedImages) -> None:
     table = leaked_csv(record, mine.classes).encode(errors="backslashreplace")
     files = {folder / FILES["audit"][1]: table, folder / FILES["audit"][0]: encode(record)}
     replace_files(files, clear=partial(remove_after, folder, "audit"))
+
+
+def fitted(checkpoint: Checkpoint, mine: OwnedImages) -> tuple[Checkpoint, OwnedImages]:
+    """Network and images as they are audited: of the same classes, with what the attacker is given.
+
+    Raises:
+        InputError: as for `with_outputs_as_classes`.
+    """
+    mine = with_outputs_as_classes(mine, checkpoint)
+    return replace(with_known_mean(checkpoint, mine), classes=mine.classes or checkpoint.classes), mine
 
 
 def with_known_mean(checkpoint: Checkpoint, mine: OwnedImages) -> Checkpoint:
@@ -174,7 +183,7 @@ def leaked_csv(record: AuditRecord, classes: Sequence[str]) -> str:
     """The images that came out, the most alike first, as a table for programs."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = ("file", "class", "ncc", "confidence", "share", "multiplier", "margin", "inside", "stays")
+    columns = ("file", "class", "ncc", "confidence", "share", "multiplier", "margin", "reachable", "stays")
     writer.writerow(columns)
     for image in record.leaked if record.judgement.verdict == "leaks" else ():
         named = image.label is not None and float(image.label).is_integer() and 0 <= image.label < len(classes)
@@ -315,7 +324,7 @@ def _images(folder: Path, mine: OwnedImages, scores: ScoresRecord, seen: _Seen |
     for image, name, fate in zip(scores.per_image, mine.names, told, strict=True):
         i, sure = image.index, float(confidence[image.candidate]) if image.candidate >= 0 else math.nan
         own = seen.training if seen else None
-        inside, stays = (float(own.reachable[i]), float(own.stays[i])) if own else (None, None)
+        reachable, stays = (float(own.reachable[i]), float(own.stays[i])) if own else (None, None)
         rows.append(
             AuditedImage(
                 index=i,
@@ -327,7 +336,7 @@ def _images(folder: Path, mine: OwnedImages, scores: ScoresRecord, seen: _Seen |
                 share=float(own.explained[i]) if own else None,
                 multiplier=float(own.multipliers[i]) if own else None,
                 margin=float(own.margins[i]) if own else None,
-                inside=inside,
+                reachable=reachable,
                 stays=stays,
             )
         )

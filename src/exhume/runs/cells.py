@@ -9,9 +9,9 @@ goes on by the same call. The version of the program is no setting: remove the f
     print(table_markdown(rows))
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -23,17 +23,18 @@ from exhume.defence.training import TrainingConfig
 from exhume.errors import InputError
 from exhume.networks import NetworkConfig
 from exhume.problems import Selection, load_problem, locate
-from exhume.progress import ProgressCallback, no_op
+from exhume.progress import ProgressCallback, ProgressDisplay, no_display, no_op
+from exhume.runs.folders import map_folders
 from exhume.runs.pipeline import reconstruct_run, score_run, train_run
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, TrainingRecord, read_record
 from exhume.runs.store import read_training
 from exhume.runs.tables import Row, Value
+from exhume.tuning.workers.processes import Processes
+from exhume.tuning.workers.protocol import Workers
 
 T = TypeVar("T")
 INITIAL = "initial"
 """Folder of the run that a training begins with, within the training's own."""
-ProgressDisplay = Callable[[], AbstractContextManager[ProgressCallback]]
-"""Opened anew for each cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +114,33 @@ def run_study(
     *,
     seeds: Sequence[int] = (0,),
     device: str = "auto",
-    progress_display: ProgressDisplay = lambda: nullcontext(no_op),
+    workers: Workers | None = None,
+    count: int = 1,
+    progress_display: ProgressDisplay = no_display,
 ) -> Iterator[Result]:
-    """Does what is missing of the cells for each seed, in folders beneath `folder`; yields a result after each."""
-    for seed in seeds:
-        for cell in cells:
-            place = folder / f"{cell.name}-{seed}"
-            with progress_display() as progress_callback:
-                figures = cell.work(place, seed=seed, device=device, progress_callback=progress_callback)
-            yield Result(setting={**cell.setting, "seed": seed}, figures=figures, folder=place)
+    """Does what is missing of the cells for each seed, in folders beneath `folder`; yields a result as each ends.
+
+    Args:
+        workers: where cells are worked on; None: in processes of this machine.
+        count: cells at the same time; with one they end in their order.
+        progress_display: opened anew for each cell.
+    """
+    tasks = [(folder / f"{cell.name}-{seed}", (cell, seed)) for seed in seeds for cell in cells]
+    work, workers = partial(_work_on, device=device), workers or Processes()
+    for done in map_folders(work, tasks, workers=workers, count=count, device=device, display=progress_display):
+        cell, seed = done.task
+        yield Result(setting={**cell.setting, "seed": seed}, figures=done.row, folder=done.folder)
+
+
+def in_order(results: Sequence[Result], cells: Sequence[Cell], seeds: Sequence[int]) -> list[Result]:
+    """The results in the order of the seeds and cells, whichever ended first."""
+    order = [{**cell.setting, "seed": seed} for seed in seeds for cell in cells]
+    return sorted(results, key=lambda result: order.index({**result.setting}))
+
+
+def _work_on(folder: Path, task: tuple[Cell, int], progress_callback: ProgressCallback, *, device: str) -> Row:
+    cell, seed = task
+    return cell.work(folder, seed=seed, device=device, progress_callback=progress_callback)
 
 
 def run_cell(

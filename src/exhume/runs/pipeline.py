@@ -272,7 +272,7 @@ def score_run(
     *,
     held_out: Path | None = None,
     split: Split | None = None,
-    images: OwnedImages | None = None,
+    loaded: OwnedImages | None = None,
     others: Sequence[Path] = (),
     data_dir: str | None = None,
 ) -> ScoresRecord:
@@ -284,7 +284,7 @@ def score_run(
         origin: name and selection of the truth for a checkpoint that was trained elsewhere; None: what training.json
             names.
         held_out, split: with `origin`, where the control comes from (`problems.load_images`).
-        images: what is loaded from there, if it is at hand.
+        loaded: with `origin`, what it has given already; None: it is loaded here.
         others: folders with other reconstructions of the same checkpoint, whose candidates are scored with the run's.
         data_dir: where the data that training.json names are on this machine, if not where they were.
 
@@ -307,7 +307,7 @@ def score_run(
     elif (folder / "training.json").exists():
         raise InputError(f"{folder} was trained on a problem of its own; it is scored without --problem.")
     else:
-        problem = images or load_images(origin[0], held_out=held_out, split=split, selection=origin[1])
+        problem = loaded or load_images(origin[0], held_out=held_out, split=split, selection=origin[1])
         truth = _problem_record(problem, locate(*origin))
     scores = score(
         candidates,

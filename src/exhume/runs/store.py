@@ -171,9 +171,16 @@ def save_candidates(folder: Path, candidates: Candidates, record: CandidatesReco
     Args:
         small: stores each image in 256 steps between its own least and largest value, a quarter of the size.
     """
-    tensors = {name: getattr(candidates, name) for name in CANDIDATE_TENSORS}
-    files = encode_together(folder / "candidates", record, _in_bytes(tensors) if small else tensors)
+    files = candidates_files(folder, candidates, record, small=small)
     replace_files(files, clear=partial(remove_after, folder, "candidates"))
+
+
+def candidates_files(
+    folder: Path, candidates: Candidates, record: CandidatesRecord, *, small: bool = False
+) -> dict[Path, bytes]:
+    """What `save_candidates` writes."""
+    tensors = {name: getattr(candidates, name) for name in CANDIDATE_TENSORS}
+    return encode_together(folder / "candidates", record, _in_bytes(tensors) if small else tensors)
 
 
 def candidates_record(

@@ -1,4 +1,4 @@
-"""Tables of results: rows with named columns, written as CSV and as Markdown."""
+"""Tables of results: rows with named columns, written as CSV, as Markdown, and for a terminal."""
 
 import csv
 import io
@@ -21,8 +21,28 @@ def table_csv(rows: Sequence[Row]) -> str:
 def table_markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table, with three digits."""
     heads = columns(rows)
-    lines = [heads, ["---"] * len(heads), *([short(row.get(column)) for column in heads] for row in rows)]
+    lines = [heads, ["---"] * len(heads), *_cells(rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def table_text(rows: Sequence[Row]) -> str:
+    """The rows for a terminal, with three digits and aligned columns."""
+    return _aligned([columns(rows), *_cells(rows)])
+
+
+def side_by_side(rows: Sequence[Row]) -> str:
+    """The same with a column for each row, and a line for each column."""
+    return _aligned([list(line) for line in zip(columns(rows), *_cells(rows), strict=True)])
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    return [[short(row.get(column)) for column in columns(rows)] for row in rows]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def columns(rows: Sequence[Row]) -> list[str]:

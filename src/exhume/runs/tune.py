@@ -1,6 +1,7 @@
 """The search stage of a run: many reconstructions, and the best one's candidates become the run's."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +17,12 @@ from exhume.devices import choose_device
 from exhume.errors import InputError
 from exhume.presets import RECONSTRUCTIONS
 from exhume.progress import ProgressCallback, no_op
-from exhume.records import provenance, remove, replace_files, write
+from exhume.records import Provenance, provenance, remove, replace_files, write
 from exhume.runs.claim import alone
 from exhume.runs.schema import SearchRecord
 from exhume.runs.store import (
     FILES,
+    candidates_files,
     candidates_record,
     from_search,
     load_truth,
@@ -28,11 +30,12 @@ from exhume.runs.store import (
     remove_after,
     remove_folder,
     same_candidates,
-    save_candidates,
 )
 from exhume.tuning.journal import remembers
 from exhume.tuning.search_spaces import SPACES, known_points
 from exhume.tuning.study import RESIDUAL, Judge, SweepConfig, Trial, best, check_settings, question, sweep
+from exhume.tuning.workers.processes import Processes
+from exhume.tuning.workers.protocol import Workers
 
 
 @alone
@@ -44,6 +47,7 @@ def search_run(
     judge: Literal["residual", "truth"] = "residual",
     keep: int = 2,
     device: str = "auto",
+    workers: Workers | None = None,
     overwrite: bool = False,
     progress_callback: ProgressCallback = no_op,
 ) -> SearchRecord:
@@ -53,12 +57,14 @@ def search_run(
         method: the settings that are not searched.
         judge: "truth" chooses with the training images at hand, so that the result is an upper bound.
         keep: how many of the best trials' candidates are kept.
+        workers: where trials are run; None: in processes of this machine. This process alone writes the folder.
 
     Raises:
         InputError: there is no checkpoint, or for "truth" no training record; the folder holds another search or
             candidates that are not of one (unless `overwrite`); as for `sweep`.
     """
-    checkpoint, place = load_checkpoint(folder), choose_device(device)
+    checkpoint, workers = load_checkpoint(folder), workers or Processes()
+    workers.check_device(device)
     if keep < 1:
         raise InputError(f"keep must be at least 1, not {keep}.")
     check_settings(config, method)
@@ -76,15 +82,12 @@ def search_run(
         journal=folder / "search.journal",
         first=known_points(SPACES[config.space], method, presets),
         judge=arbiter,
-        device=place,
+        device=device,
+        workers=workers,
         progress_callback=progress_callback,
-        keep=partial(
-            _keep_trial,
-            folder=folder / "trials",
-            checkpoint=checkpoint.fingerprint,
-            device=place,
-            chosen=arbiter.words,
-        ),
+        keep=partial(_trial_files, checkpoint=checkpoint.fingerprint, device=device, chosen=arbiter.words),
+        receive=partial(_keep_trial, folder / "trials"),
+        most=keep,
     )
     record = None
     for trials in rounds:
@@ -101,7 +104,7 @@ def search_run(
                 trials=trials,
                 best=leading[0] if leading else None,
                 kept=[number for number in leading if (folder / "trials" / str(number)).exists()],
-                provenance=provenance(device=place, seed=method.seed, seconds=sum(t.seconds for t in trials)),
+                provenance=_provenance(workers, device, method.seed, sum(t.seconds for t in trials)),
             )
             write(folder / "search.json", record)
     assert record is not None
@@ -144,19 +147,36 @@ def _claim(folder: Path, what: Mapping[str, Any], overwrite: bool) -> None:
         raise InputError(f"{folder} already holds candidates of no search; add --overwrite or use another folder.")
 
 
-def _keep_trial(
+def _provenance(workers: Workers, device: str, seed: int, seconds: float) -> Provenance:
+    """Where trials were run; on other machines only their own records name the device."""
+    if workers.same_disk:
+        return provenance(device=choose_device(device), seed=seed, seconds=seconds)
+    here = provenance(device=torch.device("cpu"), seed=seed, seconds=seconds)
+    return replace(here, device=f"{workers.name}, {device}")
+
+
+def _trial_files(
     number: int,
     method: Method,
     candidates: Candidates,
     seconds: float,
     *,
-    folder: Path,
     checkpoint: str,
-    device: torch.device,
+    device: str,
     chosen: str,
-) -> None:
-    record = candidates_record(candidates, method, checkpoint=checkpoint, device=device, seconds=seconds, chosen=chosen)
-    save_candidates(folder / str(number), candidates, record)
+) -> dict[str, bytes]:
+    """The files of a trial by name, made where it was run."""
+    place = choose_device(device)
+    record = candidates_record(candidates, method, checkpoint=checkpoint, device=place, seconds=seconds, chosen=chosen)
+    files = candidates_files(Path(str(number)), candidates, record)
+    return {path.name: content for path, content in files.items()}
+
+
+def _keep_trial(folder: Path, number: int, files: Mapping[str, bytes]) -> None:
+    place = folder / str(number)
+    replace_files(
+        {place / name: content for name, content in files.items()}, clear=partial(remove_after, place, "candidates")
+    )
 
 
 def _tidy(folder: Path, leading: Sequence[int], ended: Sequence[Trial] | None) -> None:

@@ -82,22 +82,37 @@ def open_journal(path: Path, *, largest: bool) -> "Study":
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock  # noqa: PLC0415
 
     class Backend(JournalFileBackend):
+        held: list[dict[str, Any]] | None = None  # by `together`
+
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            if self.held is not None:
+                self.held += logs
+                return
             try:
                 super().append_logs(logs)
             except OSError as error:
                 raise InputError(f"{path} cannot be written: {error.strerror}.") from None
 
-    # a fifth of a reconstruction's steps tells little yet; it is watched about a hundred times
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=20, interval_steps=5)
     with _quiet():
         return optuna.create_study(
             storage=optuna.storages.JournalStorage(Backend(str(path), JournalFileOpenLock(str(path)))),
             study_name="search",
             direction="maximize" if largest else "minimize",
-            pruner=pruner,
             load_if_exists=True,
         )
+
+
+@contextmanager
+def together(study: "Study") -> Iterator[None]:
+    """What is told of trials within is written at once, or not at all: each writing waits for the disk."""
+    backend: Any = vars(study._storage)["_backend"]
+    held: list[dict[str, Any]] = []
+    backend.held = held
+    try:
+        yield
+    finally:
+        backend.held = None
+    backend.append_logs(held)
 
 
 def _mend(journal: Path) -> None:

@@ -5,13 +5,10 @@ truth; he can only see how well candidates explain the weights (`exact_gate_resi
 """
 
 import math
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from multiprocessing.connection import wait
-from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,14 +22,24 @@ from exhume.attack.search import Iterate, Method
 from exhume.attack.target import make_target
 from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint
+from exhume.devices import choose_device
 from exhume.errors import InputError
 from exhume.progress import Progress, ProgressCallback, no_op
-from exhume.tuning.journal import alone, claim, open_journal, unfinished
+from exhume.tuning.journal import alone, claim, together, unfinished
 from exhume.tuning.objective import believed_layers, exact_gate_residual
 from exhume.tuning.search_spaces import SPACES, Interval, Setting
+from exhume.tuning.workers.processes import Processes
+from exhume.tuning.workers.protocol import Workers
 
 if TYPE_CHECKING:
     import optuna
+
+JUDGES = 5
+"""Complete trials before any is stopped by their median."""
+WARM_UP = 20
+"""Looks at a trial before it may be stopped: a fifth of about a hundred; before, a residual tells little yet."""
+LOOKS_BETWEEN = 5
+"""Looks from one at which it may be stopped to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,8 @@ class SweepConfig:
     sampler: Literal["random", "tpe"] = "tpe"
     """Random, or the tree-structured Parzen estimator, which learns from the trials before (Bergstra et al. 2011)."""
     workers: int = 1
-    """Processes, of one thread each if there are several."""
+    """Trials at the same time: processes, of one thread each if there are several, or with --ray tasks of the
+    cluster."""
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
@@ -95,7 +103,8 @@ class Trial:
     seconds: float
 
 
-Keep = Callable[[int, Method, Candidates, float], None]
+Keep = Callable[[int, Method, Candidates, float], Any]
+Receive = Callable[[int, Any], None]
 
 
 def _forget(number: int, method: Method, candidates: Candidates, seconds: float) -> None:
@@ -104,16 +113,34 @@ def _forget(number: int, method: Method, candidates: Candidates, seconds: float)
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What a process needs to know to run a trial."""
+    """What a worker needs to know to run trials."""
 
     checkpoint: Checkpoint
     config: SweepConfig
     method: Method
     judge: Judge
-    journal: Path
-    device: torch.device
+    device: str
     keep: Keep
     layers: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A trial that is to be run: its settings, and above which residual it is stopped, by the number of the look."""
+
+    number: int
+    settings: dict[str, Setting]
+    limits: dict[int, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What came of a trial; residuals: at each look, for the limits of later trials."""
+
+    state: Literal["complete", "pruned", "diverged"]
+    value: float | None = None
+    residuals: list[float]
+    seconds: float
 
 
 def sweep(
@@ -125,8 +152,11 @@ def sweep(
     first: Sequence[Mapping[str, Setting]] = (),
     judge: Judge = RESIDUAL,
     device: torch.device | str = "cpu",
+    workers: Workers | None = None,
     progress_callback: ProgressCallback = no_op,
     keep: Keep = _forget,
+    receive: Receive = lambda number, kept: None,
+    most: int = 1,
 ) -> Iterator[list[Trial]]:
     """Searches until `config.trials` trials are finished; yields, at the start and whenever a trial ends, all of them.
 
@@ -138,8 +168,10 @@ def sweep(
         method: the settings that are not searched; its seed is also the sampler's.
         journal: the search's memory, a file; the same search goes on with it. One search at a time may use it.
         first: points of the space to be tried first.
-        progress_callback: is told of every finished trial, and with one worker of the steps of each.
-        keep: is given the candidates of a finished trial, with its number, settings and seconds, in its own process.
+        workers: where trials are run; None: in processes of this machine.
+        progress_callback: is told of every finished trial, and with one process of the steps of each.
+        keep: is given the candidates of a complete trial, with its number, settings and seconds, where it was run.
+        receive: is given, in this process, the number and what `keep` has returned, of the `most` best so far.
 
     Raises:
         InputError: the journal is damaged, in use or another search's, a setting is both given and searched, or a
@@ -152,23 +184,30 @@ def sweep(
         config=config,
         method=method,
         judge=judge,
-        journal=journal,
-        device=torch.device(device),
+        device=str(device),
         keep=keep,
     )
     with alone(journal):
         study = claim(journal, question(checkpoint, config, method, judge), first, largest=judge.largest)
         yield (trials := _finished(study))
         left = config.trials - len(trials)
-        if left > 0:
-            job = replace(job, layers=believed_layers(checkpoint))
-            pending = unfinished(study)[:left]
-            one_by_one = partial(_in_turn, job, study, pending, left, progress_callback)
-            for _ in one_by_one() if config.workers == 1 else _side_by_side(job, pending, left):
-                before, trials = len(trials), _finished(study)
-                if len(trials) > before:
-                    progress_callback(_progress(trials, job))
-                yield trials
+        if left <= 0:
+            return
+        job, under_way = replace(job, layers=believed_layers(checkpoint)), dict[int, "optuna.Trial"]()
+        for done in (workers or Processes()).map(
+            partial(_run, job),
+            _ask(job, study, left, under_way),
+            count=min(config.workers, left),
+            device=job.device,
+            display=lambda: nullcontext(progress_callback),
+        ):
+            asked, outcome = done.item, done.result
+            if _leads(outcome, trials, judge, most):
+                receive(asked.number, done.fetch())
+            _tell(study, under_way.pop(asked.number), outcome)
+            trials = _finished(study)
+            progress_callback(_progress(trials, job))
+            yield trials
 
 
 def question(checkpoint: Checkpoint, config: SweepConfig, method: Method, judge: Judge) -> dict[str, Any]:
@@ -227,105 +266,82 @@ def _duration(trial: "optuna.trial.FrozenTrial") -> float:
     return round(trial.duration.total_seconds(), 2) if trial.duration else 0.0
 
 
-def _in_turn(
-    job: _Job, study: "optuna.Study", pending: Sequence[int], count: int, progress_callback: ProgressCallback
-) -> Iterator[None]:
-    """Trials until `count` have ended, first those that were begun before."""
-    for which in [*pending, *[None] * (count - len(pending))]:
-        _attempt(job, study, which, progress_callback)
-        yield
+def _leads(outcome: _Outcome, trials: Sequence[Trial], judge: Judge, most: int) -> bool:
+    """Whether an outcome is among the `most` best of the trials that have ended; of equals the first is better."""
+    if outcome.value is None:
+        return False
+    before = [trial.value for trial in best(trials, judge, most) if trial.value is not None]
+    return len(before) < most or (outcome.value > before[-1] if judge.largest else outcome.value < before[-1])
 
 
-def _side_by_side(job: _Job, pending: Sequence[int], count: int) -> Iterator[None]:
-    """The same in several processes; yields about every second."""
-    context = multiprocessing.get_context("spawn")
-    tickets = context.Semaphore(count)
-    number = min(job.config.workers, count)
-    workers = [
-        context.Process(target=_work, args=(job, pending[which::number], tickets), daemon=True)
-        for which in range(number)
-    ]
-    try:
-        for worker in workers:
-            worker.start()
-        alive = [worker.sentinel for worker in workers]
-        while alive:
-            wait(alive, timeout=1)
-            # asked before the trials are counted, so that none ends unseen between the last count and the end
-            alive = [worker.sentinel for worker in workers if worker.exitcode is None]
-            yield
-            failed = [worker.exitcode for worker in workers if worker.exitcode]
-            if failed:
-                raise InputError(
-                    f"A worker of the search ended with code {failed[0]} (-9: killed, for lack of memory perhaps); "
-                    "the same command goes on with the search."
-                )
-    finally:
-        for worker in workers:
-            if worker.pid is not None:
-                worker.terminate()
-                worker.join()
-
-
-def _work(job: _Job, pending: Sequence[int], tickets: Semaphore) -> None:
-    """A worker process: trials, one after another, while there are tickets; first those that were begun before."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    torch.set_num_threads(1)
-    study, begun = open_journal(job.journal, largest=job.judge.largest), [*pending]
-    try:
-        while tickets.acquire(block=False):
-            _while_wanted()
-            _attempt(job, study, begun.pop(0) if begun else None, _while_wanted)
-    except InputError as error:
-        raise SystemExit(str(error)) from None
-
-
-def _while_wanted(_: Progress | None = None) -> None:
-    """Ends a worker whose parent was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        raise SystemExit
-
-
-def _attempt(job: _Job, study: "optuna.Study", begun: int | None, progress_callback: ProgressCallback) -> None:
-    """Runs one trial, from its settings to its value; what a callback or a pruner raises ends it early.
-
-    begun: the identity of a trial that was interrupted, which is done again with its own number; None: a new one.
-    """
+def _ask(job: _Job, study: "optuna.Study", count: int, under_way: dict[int, "optuna.Trial"]) -> Iterator[_Asked]:
+    """`count` trials with their settings, first those that were begun before, under their own numbers."""
     import optuna  # noqa: PLC0415
 
-    trial = study.ask() if begun is None else optuna.trial.Trial(study, begun)
-    study.sampler = _sampler(job, trial.number)
-    ranges = SPACES[job.config.space].ranges
-    if begun is not None:
-        _draw_again(study, begun)
-    searched: dict[str, Any] = {name: _suggest(trial, name, values) for name, values in ranges.items()}
-    method = replace(job.method, **searched)
-    yardstick, start = _Yardstick(job, method, trial), perf_counter()
+    pending = unfinished(study)[:count]
+    for begun in [*pending, *[None] * (count - len(pending))]:
+        trial = study.ask() if begun is None else optuna.trial.Trial(study, begun)
+        under_way[trial.number] = trial
+        study.sampler = _sampler(job, trial.number)
+        if begun is not None:
+            _draw_again(study, begun)
+        ranges = SPACES[job.config.space].ranges
+        settings = {name: _suggest(trial, name, values) for name, values in ranges.items()}
+        yield _Asked(number=trial.number, settings=settings, limits=_limits(study))
+
+
+def _limits(study: "optuna.Study") -> dict[int, float]:
+    """The median of the complete trials at the looks at which a trial may be stopped; the median rule of Optuna.
+
+    A trial is given them when it begins, so that it need not ask while it runs.
+    """
+    complete = [t.intermediate_values for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
+    if len(complete) < JUDGES:
+        return {}
+    looks = range(WARM_UP, max(map(len, complete)), LOOKS_BETWEEN)
+    at = {look: [values[look] for values in complete if look in values] for look in looks}
+    return {look: float(np.nanmedian(values)) for look, values in at.items() if not np.isnan(values).all()}
+
+
+def _tell(study: "optuna.Study", trial: "optuna.Trial", outcome: _Outcome) -> None:
+    """Writes into the journal what came of a trial."""
+    import optuna  # noqa: PLC0415
+
+    told = trial.storage.get_trial(trial._trial_id).intermediate_values  # by a version that told them one by one
+    with together(study):
+        for look, residual in enumerate(outcome.residuals):
+            if look not in told:
+                trial.report(residual, look)
+        trial.set_user_attr("seconds", outcome.seconds)
+        if outcome.state == "diverged":
+            trial.set_user_attr("why", "diverged")
+    if outcome.value is not None:
+        study.tell(trial, outcome.value)
+    else:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+
+def _run(job: _Job, asked: _Asked, progress_callback: ProgressCallback) -> tuple[_Outcome, Any]:
+    """One trial, from its settings to its outcome, and what is kept of it."""
+    method, start, device = replace(job.method, **asked.settings), perf_counter(), choose_device(job.device)  # type: ignore[arg-type]
+    yardstick = _Yardstick(job, method, device, asked.limits)
 
     def tell(progress: Progress) -> None:
-        progress_callback(replace(progress, stage=f"trial-{trial.number}"))
+        progress_callback(replace(progress, stage=f"trial-{asked.number}"))
 
-    def end(**outcome: Any) -> None:
-        trial.set_user_attr("seconds", round(perf_counter() - start, 2))
-        # a worker whose parent was killed may have told the same meanwhile
-        study.tell(trial, **outcome, skip_if_finished=True)
+    def outcome(state: Literal["complete", "pruned", "diverged"], value: float | None = None) -> _Outcome:
+        seconds = round(perf_counter() - start, 2)
+        return _Outcome(state=state, value=value, residuals=yardstick.residuals, seconds=seconds)
 
     try:
         watch = yardstick if job.judge.value is None else no_op
-        candidates = reconstruct(
-            job.checkpoint, method, device=job.device, progress_callback=tell, iterate_callback=watch
-        )
-    except optuna.TrialPruned:
-        end(state=optuna.trial.TrialState.PRUNED)
-        return
-    value = yardstick.value if job.judge.value is None else job.judge.value(candidates)
+        candidates = reconstruct(job.checkpoint, method, device=device, progress_callback=tell, iterate_callback=watch)
+    except _Hopeless:
+        return outcome("pruned"), None
+    value = yardstick.residuals[-1] if job.judge.value is None else job.judge.value(candidates)
     if candidates.status == "diverged" or not math.isfinite(value):
-        trial.set_user_attr("why", "diverged")
-        end(state=optuna.trial.TrialState.PRUNED)
-        return
-    job.keep(trial.number, method, candidates, perf_counter() - start)
-    end(values=value)
+        return outcome("diverged"), None
+    return outcome("complete", value), job.keep(asked.number, method, candidates, perf_counter() - start)
 
 
 def _draw_again(study: "optuna.Study", begun: int) -> None:
@@ -337,24 +353,24 @@ def _draw_again(study: "optuna.Study", begun: int) -> None:
             study.sampler.sample_independent(study, trial, name, distribution)
 
 
-class _Yardstick:
-    """Watches a reconstruction: measures its residual, and gives up where the median of the other trials was better."""
+class _Hopeless(Exception):
+    """The residual is above the limit."""
 
-    def __init__(self, job: _Job, method: Method, trial: "optuna.Trial") -> None:
+
+class _Yardstick:
+    """Watches a reconstruction: measures its residual, and gives up where its best one is above the limit."""
+
+    def __init__(self, job: _Job, method: Method, device: torch.device, limits: Mapping[int, float]) -> None:
         dtype = getattr(torch, method.dtype)
-        self.network, self.layers = make_target(job.checkpoint).network.to(job.device, dtype), job.layers
-        self.trial, self.seen, self.value = trial, 0, math.inf
-        self.before = {*trial.storage.get_trial(trial._trial_id).intermediate_values}
+        self.network, self.layers = make_target(job.checkpoint).network.to(device, dtype), job.layers
+        self.limits, self.residuals = limits, list[float]()
 
     def __call__(self, found: Iterate) -> None:
-        import optuna  # noqa: PLC0415
-
-        self.value = exact_gate_residual(self.network, found, self.layers)
-        if self.seen not in self.before:  # else it was told before the trial was interrupted
-            self.trial.report(self.value, self.seen)
-        self.seen += 1
-        if self.trial.should_prune():
-            raise optuna.TrialPruned
+        self.residuals.append(exact_gate_residual(self.network, found, self.layers))
+        limit = self.limits.get(len(self.residuals) - 1)
+        finite = [residual for residual in self.residuals if not math.isnan(residual)]
+        if limit is not None and min(finite, default=math.inf) > limit:
+            raise _Hopeless
 
 
 def _suggest(trial: "optuna.Trial", name: str, values: Interval | tuple[Setting, ...]) -> Any:
