@@ -275,7 +275,7 @@ def test_the_p_value_is_the_hypergeometric_tail(digits: Digits) -> None:
 
 def test_fewer_held_out_images_are_counted_as_they_are(digits: Digits) -> None:
     images, labels, held_out = digits
-    scores = score(found(held_out[:7]), images, labels, held_out[:7])
+    scores = score(found(held_out[::30]), images, labels, held_out[::30])
     assert scores.held_out == scores.null["0.95"] == 7
     assert scores.p_value is not None and scores.p_value > 0.99
     assert "of 7 held-out images 7 did: no clear difference at this threshold (p = 1). Nor is there one" in sentence(

@@ -1,6 +1,6 @@
 """Whether the method could have found the training images, by what the owner sees."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ class Seen:
 
     stays: Tensor
     reachable: Tensor
+    residual: float = 0.5
 
 
 def seen(stay: int, count: int = 100, at: float = 0.95, reachable: int | None = None) -> Seen:
@@ -38,7 +39,9 @@ def seen(stay: int, count: int = 100, at: float = 0.95, reachable: int | None = 
         (seen(30), seen(20), "not held"),
         (seen(3), seen(40), "not held"),
         (seen(0), seen(0), "not held"),
-        (seen(3, count=3), seen(0, count=3), "not held"),  # three images prove nothing
+        (seen(6, count=6), seen(0, count=6), "too few"),  # one of 924 divisions, at either of two levels
+        (seen(0, count=6), seen(0, count=6), "too few"),
+        (seen(7, count=7), seen(0, count=7), "readable"),
     ],
 )
 def test_the_method_applies_where_its_search_keeps_more_training_images_than_others(
@@ -78,3 +81,16 @@ def test_an_examination_without_a_search_is_refused() -> None:
     nothing = Seen(torch.full((4,), torch.nan), torch.ones(4))
     with pytest.raises(InputError, match="search that begins"):
         readability(nothing, seen(4), membership_p=1.0)
+
+
+def test_too_few_images_are_not_said_to_be_untold() -> None:
+    """Whatever signals of membership say: 0 of 6 stay, and 6 of 6 would have proven nothing."""
+    found = readability(seen(0, count=6), seen(0, count=6), membership_p=1e-9)
+    assert found.verdict == "too few" and "too few images" in found.reason and "do not tell" not in found.reason
+
+
+@pytest.mark.parametrize(("left", "verdict"), [(0.3, "readable"), (0.5, "readable"), (0.6, "not held")])
+def test_images_that_explain_less_than_held_out_ones_were_not_trained_on(left: float, verdict: str) -> None:
+    found = readability(replace(seen(90), residual=left), seen(2), membership_p=1.0)
+    assert (found.verdict, found.residual, found.held_out_residual) == (verdict, left, 0.5)
+    assert verdict == "readable" or "leave 0.6 of the weights unexplained, and the held-out ones 0.5" in found.reason

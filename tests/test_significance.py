@@ -15,9 +15,13 @@ from exhume.audit.significance import (
     count_tests,
     difference_interval,
     fisher,
+    least_chance,
     mann_whitney,
     rank_test,
     share_interval,
+    shuffled,
+    stratified_fisher,
+    van_elteren,
 )
 from exhume.problems import Selection, load_problem
 from victims import generator
@@ -203,3 +207,57 @@ def test_intervals_of_shares() -> None:
     none = difference_interval(0, 10, 0, 10)
     z = float(norm.ppf(0.975)) ** 2
     assert (none.low, none.high) == pytest.approx((-z / (10 + z), z / (10 + z)))
+
+
+# ---- Within classes
+
+
+def test_counts_within_classes_are_tested_by_all_divisions_of_each() -> None:
+    """Three classes, one of which has no control: by hand, over all ways to choose the training images of each."""
+    classes = torch.tensor([0, 0, 0, 1, 1, 2, 2]), torch.tensor([0, 0, 1, 1, 1])
+    reached, null = torch.tensor([1, 1, 0, 1, 1, 1, 1]).bool(), torch.tensor([1, 0, 0, 1, 0]).bool()
+    pools = [(torch.tensor([1, 1, 0, 1, 0]), 3), (torch.tensor([1, 1, 0, 1, 0]), 2)]
+    counts = [[int(pool[list(rows)].sum()) for rows in combinations(range(5), size)] for pool, size in pools]
+    chance = np.mean([one + other >= 4 for one in counts[0] for other in counts[1]])
+    assert stratified_fisher(reached, null, classes) == pytest.approx(chance)
+    whole = torch.zeros(7, dtype=torch.long), torch.zeros(5, dtype=torch.long)
+    assert stratified_fisher(reached, null, whole) == pytest.approx(fisher(6, 7, 2, 5))
+    assert least_chance(classes) == pytest.approx(1 / 100)
+
+
+def test_far_out_the_test_within_classes_keeps_its_precision() -> None:
+    classes = torch.arange(10).repeat_interleave(10)
+    yes = torch.ones(100, dtype=torch.bool)
+    assert stratified_fisher(yes, ~yes, (classes, classes)) == pytest.approx(184756.0**-10)
+
+
+def test_ranks_within_classes_see_no_difference_of_classes() -> None:
+    """Ones lie nearer to what came out, and nearly all training images are ones: no leak."""
+    classes = (torch.arange(100) >= 80).long(), (torch.arange(100) >= 20).long()
+    p_values = []
+    for seed in range(400):
+        one, other = (torch.randn(100, generator=generator(2 * seed + i)) - 3 * classes[i] for i in (0, 1))
+        p_values.append(van_elteren(one, other, classes))
+        assert mann_whitney(one, other) < 1e-6
+    assert 8 <= sum(p_value < 0.05 for p_value in p_values) <= 34  # 20 expected
+    assert van_elteren(one + 1, other, classes) < 1e-3
+    assert van_elteren(torch.zeros(100), torch.zeros(100), classes) == 1
+    assert van_elteren(one, other, (0 * classes[0], 0 * classes[0] + 1)) == 1  # no class is on both sides
+
+
+@pytest.mark.parametrize(("images", "low", "high"), [(4, 2, 10), (12, 8, 34)])
+def test_few_values_of_many_classes_are_ranked_without_false_alarm(images: int, low: int, high: int) -> None:
+    """Of 400, and of classes of two and two: of eight values the chances are permuted, and never too small."""
+    classes = torch.arange(images // 2).repeat_interleave(2)
+    p_values = []
+    for seed in range(400):
+        both = torch.randn(2, images, generator=generator(seed))
+        p_values.append(van_elteren(both[0], both[1], (classes, classes)))
+    assert low <= sum(p_value < 0.05 for p_value in p_values) <= high
+
+
+def test_shuffles_stay_within_classes() -> None:
+    classes = torch.tensor([0, 1, 0, 2, 1, 0])
+    orders = shuffled(classes, 200, generator(0))
+    assert torch.equal(classes[orders], classes.expand(200, 6))
+    assert len(torch.unique(orders, dim=0)) == 12

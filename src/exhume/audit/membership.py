@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from exhume.audit.significance import Interval, mann_whitney, share_interval
+from exhume.audit.significance import SIGNIFICANT, Interval, mann_whitney, share_interval
 from exhume.errors import InputError
 
 FALSE_POSITIVES = 0.01
@@ -80,7 +80,11 @@ def membership_sentence(found: Membership, tried: int = 1) -> str:
     )
     if found.smallest > FALSE_POSITIVES:
         told += f" (with {found.others} held-out images no share between 0 and {found.smallest:.2g} can be seen)"
-    return f"{told}; p = {p_value:.1g}." if p_value < 0.05 else f"{told}; chance would give as much, p = {p_value:.2g}."
+    return (
+        f"{told}; p = {p_value:.1g}."
+        if p_value < SIGNIFICANT
+        else f"{told}; chance would give as much, p = {p_value:.2g}."
+    )
 
 
 def _membership(name: str, members: Float[Tensor, " n"], others: Float[Tensor, " k"]) -> Membership:

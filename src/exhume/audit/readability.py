@@ -4,12 +4,13 @@ A search that begins at the training images tells "not found" from "not readable
 seen by the same search from held-out ones.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
+from exhume.audit.significance import fisher
 from exhume.errors import InputError
 
 LEVELS = (0.9, 0.8)
@@ -23,13 +24,18 @@ rule was chosen those that hold the images have 6e-6 at most, those that do not 
 Fate = Literal["outside the subspace", "does not stay", "stays but not found", "found"]
 """What becomes of one image: the subspace that is searched does not hold it; a search that begins at it leaves it; it
 would stay, and no candidate shows it; a candidate shows it."""
-Readable = Literal["readable", "held but not readable", "not held"]
-"""Of all images: the method applies; the weights tell them from others, but a search does not stay; they do not."""
+Readable = Literal["readable", "held but not readable", "not held", "too few"]
+"""Of all images: the method applies; the weights tell them from others, but a search does not stay; they do not; so few
+that no count could tell."""
 
 
 @runtime_checkable
 class Examined(Protocol):
-    """What is used of an examination of n images: similarities, [n]."""
+    """What is used of an examination of n images: similarities, [n], and what all leave unexplained."""
+
+    @property
+    def residual(self) -> float:
+        """Share of the weights that the best sum over the images leaves unexplained."""
 
     @property
     def reachable(self) -> Float[Tensor, " n"]:
@@ -46,7 +52,8 @@ class Readability:
 
     level: the similarity at which `stay` of `images` training images and `held_out_stay` of `held_out` others stay;
     p_value: the chance of such counts, or more unequal ones, if both were alike (Fisher's exact test, one-sided, of two
-    levels); reachable: training images whose projection on the subspace reaches 0.9; reason: one sentence.
+    levels); residual, held_out_residual: what training and held-out images leave of the weights unexplained;
+    reachable: training images whose projection on the subspace reaches 0.9; reason: one sentence.
 
         own, others = (exhume.examine(checkpoint, images) for images in (problem.images, problem.held_out))
         assert exhume.readability(own, others, membership_p=1.0).verdict == "readable"
@@ -59,12 +66,17 @@ class Readability:
     stay: int
     held_out_stay: int
     p_value: float
+    residual: float
+    held_out_residual: float
     reachable: int
     reason: str
 
 
 def readability(training: Examined, held_out: Examined, *, membership_p: float) -> Readability:
     """Says whether the method applies: whether its search, begun at the training images, stays at more than at others.
+
+    Images that leave more of the weights unexplained than held-out ones are not those that it was trained on, wherever
+    a search stays. Counts that could not show a difference if it were complete show none that is missing.
 
         own = exhume.examine(checkpoint, problem.images, problem.labels)
         others = exhume.examine(checkpoint, problem.held_out, problem.held_out_labels)
@@ -80,24 +92,33 @@ def readability(training: Examined, held_out: Examined, *, membership_p: float) 
     """
     if training.stays.isnan().any() or held_out.stays.isnan().any():
         raise InputError("Readability needs examinations with a search that begins at the images.")
-    tests = {level: _p_value(training.stays >= level, held_out.stays >= level) for level in LEVELS}
+    stays = {level: [int((examined.stays >= level).sum()) for examined in (training, held_out)] for level in LEVELS}
+    images, others = len(training.stays), len(held_out.stays)
+    tests = {level: _chance(stay, images, other, others) for level, (stay, other) in stays.items()}
     level = next((level for level in LEVELS if tests[level] < CHANCE), LEVELS[0])
-    stay, other = (int((examined.stays >= level).sum()) for examined in (training, held_out))
-    reachable = int((training.reachable >= LEVELS[0]).sum())
-    verdict: Readable = "held but not readable" if membership_p < CHANCE else "not held"
-    verdict = "readable" if tests[level] < CHANCE else verdict
-    counts = f"{stay} of {len(training.stays)} training images and {other} of {len(held_out.stays)} held-out ones"
-    return Readability(
-        verdict=verdict,
+    found = Readability(
+        verdict="not held",
         level=level,
-        images=len(training.stays),
-        held_out=len(held_out.stays),
-        stay=stay,
-        held_out_stay=other,
+        images=images,
+        held_out=others,
+        stay=stays[level][0],
+        held_out_stay=stays[level][1],
         p_value=tests[level],
-        reachable=reachable,
-        reason=_reason(verdict, counts, level, reachable, len(training.stays)),
+        residual=training.residual,
+        held_out_residual=held_out.residual,
+        reachable=int((training.reachable >= LEVELS[0]).sum()),
+        reason="",
     )
+    found = replace(found, verdict=_verdict(found, membership_p))
+    return replace(found, reason=_reason(found))
+
+
+def _verdict(found: Readability, membership_p: float) -> Readable:
+    if found.p_value < CHANCE:
+        return "readable" if found.residual <= found.held_out_residual else "not held"
+    if _chance(found.images, found.images, 0, found.held_out) >= CHANCE:
+        return "too few"
+    return "held but not readable" if membership_p < CHANCE else "not held"
 
 
 def fates(examined: Examined, found: Float[Tensor, " n"], level: float = LEVELS[0]) -> list[Fate]:
@@ -122,22 +143,27 @@ def _fate(found: bool, stays: bool, reachable: bool) -> Fate:
     return "does not stay" if reachable else "outside the subspace"
 
 
-def _p_value(training: Shaped[Tensor, " n"], held_out: Shaped[Tensor, " k"]) -> float:
+def _chance(stay: int, images: int, other: int, others: int) -> float:
     """Of the better of all levels, so times their number (Bonferroni)."""
-    from scipy.stats import fisher_exact  # noqa: PLC0415
-
-    table = [[int(kept.sum()), int((~kept).sum())] for kept in (training.bool(), held_out.bool())]
-    return min(1.0, len(LEVELS) * float(fisher_exact(table, alternative="greater").pvalue))
+    return min(1.0, len(LEVELS) * fisher(stay, images, other, others))
 
 
-def _reason(verdict: Readable, counts: str, level: float, reachable: int, images: int) -> str:
-    stay = f"A search that begins at the images stays at {counts} (NCC >= {level:g})"
-    if verdict == "readable":
+def _reason(found: Readability) -> str:
+    stay = (
+        f"A search that begins at the images stays at {found.stay} of {found.images} training images and "
+        f"{found.held_out_stay} of {found.held_out} held-out ones (NCC >= {found.level:g})"
+    )
+    if found.verdict == "readable":
         return f"{stay}: the method applies to this network."
-    if verdict == "not held":
+    if found.verdict == "too few":
+        return f"{stay}: too few images to tell a difference from chance."
+    if found.p_value < CHANCE:
+        left = f"{found.residual:.2g} of the weights unexplained, and the held-out ones {found.held_out_residual:.2g}"
+        return f"{stay}, but the training images leave {left}: the weights hold no more of these images."
+    if found.verdict == "not held":
         return f"{stay}, and the weights do not tell training images from held-out ones."
-    if reachable < images / 2:
-        why = f"the first layer shows only a part of them: {reachable} of {images} can be reached at all"
+    if found.reachable < found.images / 2:
+        why = f"the first layer shows only a part of them: {found.reachable} of {found.images} can be reached at all"
     else:
         why = "what it asks of the weights does not determine them"
     return f"{stay}: the weights tell training images from others, but {why}."

@@ -12,12 +12,17 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from exhume.audit.kind import ANOTHER_KIND, kind_test
 from exhume.audit.matching import Matches, comparable, finite, halved_similarity, match, merge
 from exhume.audit.significance import (
+    SIGNIFICANT,
+    Classes,
     Interval,
     count_tests,
     difference_interval,
     fisher,
+    least_chance,
+    one_class,
     rank_test,
     share_interval,
 )
@@ -29,8 +34,6 @@ THRESHOLDS = ("0.7", "0.8", "0.9", "0.95")
 """Similarities at which recovered images are counted; 0.9 is the headline."""
 HEADLINE = "0.9"
 """The threshold that the sentence begins with."""
-SIGNIFICANT = 0.05
-"""Chance of a difference from which on the sentence calls it none."""
 SAME = 0.95
 """NCC from which two training images count as one where distinct images are counted."""
 CONFIDENT = 0.5
@@ -38,6 +41,8 @@ CONFIDENT = 0.5
 SUSPECT = 1e-3
 """Chance of so many held-out images that came out, by those that training images resemble, below which the control is
 taken for one that was trained on. The benchmark's controls have 5 beside 2 at most."""
+HALF = 0.5
+"""Share of training images with a class that the control has too, from which on they are compared within classes."""
 GOOD_SSIM = 0.4
 """What the papers call a good reconstruction: SSIM with window 3 above this."""
 
@@ -112,14 +117,16 @@ class Counts:
     were the candidates: so many held-out images resemble them (null is to be read beside it; it is no bound);
     mean_alone: the counts if every candidate were the training mean, which the attacker is given; p_value: the chance
     of at least so many recovered at 0.9 if training and held-out images were equally easy (`count_tests`: Fisher's
-    exact test, one-sided); p_values: the same at each threshold.
+    exact test, one-sided); p_values: the same at each threshold; p_least: the smallest that so many images can have.
+    Where the classes of both are known, all tests compare within them.
 
+    p_kind: the chance of such held-out images if they were of the same kind as the training images (`kind_test`);
     p_rank: that of `rank_test`, over all similarities; share: of the images recovered at 0.9, with its 95 % interval
     (Clopper-Pearson); difference: of that share and the held-out images' (Newcombe); distinct: images recovered at 0.9
     that do not resemble each other (NCC < 0.95); picked: what an attacker without the data would have picked.
 
     Without held-out images held_out and all null counts are 0, and what compares with them is None. Records of formats
-    before 5 have no p_rank, no intervals, no distinct and no picked: None.
+    before 5 have no p_rank, p_kind and p_least, no intervals, no distinct and no picked: None.
     """
 
     problem: str
@@ -135,6 +142,8 @@ class Counts:
     null_median_ncc: float | None
     p_value: float | None
     p_values: dict[str, float] = field(default_factory=dict)
+    p_least: float | None = None
+    p_kind: float | None = None
     p_rank: float | None = None
     share: Interval | None = None
     difference: Interval | None = None
@@ -160,6 +169,7 @@ def score(
     labels: Shaped[Tensor, " labels"] | None,
     held_out: Float[Tensor, "k _ _ _"],
     *,
+    held_out_labels: Shaped[Tensor, " others"] | None = None,
     problem: str = "",
     seconds: Seconds | None = None,
 ) -> Scores:
@@ -171,19 +181,26 @@ def score(
     Args:
         candidates: what was found; images of any other origin are scored in the same way.
         images, labels: the training set, images in [0, 1]; labels: None where they are not known.
-        held_out: images of the same kind that the network never saw, in [0, 1]; n of them are taken, evenly spread, or
-            all if fewer. Empty where there are none: then nothing is compared, and no test is made.
+        held_out: images of the same kind that the network never saw, in [0, 1]; n of them are taken (`control_rows`).
+            Empty where there are none: then nothing is compared, and no test is made.
+        held_out_labels: their labels; where both are known, the control has the classes of the training set as far as
+            it can, and the tests compare within classes; None: not known.
 
     Raises:
         InputError: labels and images differ in number, or as for `match`.
     """
-    if labels is not None and len(labels) != len(images):
-        raise InputError(f"There are {len(images)} images but {len(labels)} labels.")
-    control = control_images(held_out, len(images))
+    for name, part, of in (("images", images, labels), ("held-out images", held_out, held_out_labels)):
+        if of is not None and len(of) != len(part):
+            raise InputError(f"There are {len(part)} {name} but {len(of)} labels.")
+    rows = control_rows(len(held_out), len(images), labels, held_out_labels)
+    control, classes = (
+        held_out[rows],
+        shared_classes(labels, None if held_out_labels is None else held_out_labels[rows]),
+    )
     matches = match(candidates, images)
     control_matches = match(candidates, control) if len(control) else _no_matches(len(comparable(candidates, images)))
     recovered, null = _counts(matches), _counts(control_matches)
-    count, p_values = recovered[HEADLINE], _p_values(candidates, images, control, matches, control_matches)
+    count, p_values = recovered[HEADLINE], _p_values(candidates, images, control, (matches, control_matches), classes)
     return Scores(
         problem=problem,
         measure=measure_of(images),
@@ -198,7 +215,9 @@ def score(
         null_median_ncc=median(control_matches.assigned_similarity.tolist()) if len(control) else None,
         p_value=p_values.get(HEADLINE),
         p_values=p_values,
-        p_rank=rank_test(candidates, images, control, labels) if len(control) else None,
+        p_least=least_chance(classes or one_class(len(images), len(control))) if len(control) else None,
+        p_kind=kind_test(images, control, classes) if len(control) else None,
+        p_rank=rank_test(candidates, images, control, labels, classes) if len(control) else None,
         share=share_interval(count, len(images)),
         difference=(difference_interval(count, len(images), null[HEADLINE], len(control)) if len(control) else None),
         distinct=len(merge(images[matches.assigned_similarity >= float(HEADLINE)], SAME)) if count else 0,
@@ -230,6 +249,8 @@ def sentence(scores: Counts) -> str:
         f"{recovered} of {scores.images} training images came out ({measure} >= {HEADLINE}, one-to-one); "
         f"of {scores.held_out} held-out images {null} did"
     )
+    if is_another_kind(scores):
+        return f"{counts}. {ANOTHER} (p = {scores.p_kind:.1g})."
     if recovered * scores.held_out > null * scores.images and scores.p_value < SIGNIFICANT:
         odds = "below 1e-20" if scores.p_value < 1e-20 else f"about {scores.p_value:.1g}"
         return f"{counts}: chance alone would give such a difference with probability {odds}."
@@ -241,6 +262,14 @@ SUSPICION = (
     "The held-out images came out too, more of them than resemble a training image: were they trained on? "
     "Then they are no control."
 )
+
+
+ANOTHER = "But these are of another kind than the training images, so they are no control"
+
+
+def is_another_kind(scores: Counts) -> bool:
+    """Whether the held-out images are of another kind than the training images, so that they are no control."""
+    return scores.p_kind is not None and scores.p_kind <= ANOTHER_KIND
 
 
 def is_suspect(scores: Counts) -> bool:
@@ -275,13 +304,44 @@ def _elsewhere(scores: Counts, measure: str) -> str:
 
 
 def control_images(held_out: Images, count: int) -> Float[Tensor, "n c h w"]:
-    """The control: `count` held-out images, or all if fewer, evenly spread since they may come class by class."""
+    """The control where no classes are known: `control_rows` of the held-out images."""
     return held_out[control_rows(len(held_out), count)]
 
 
-def control_rows(held_out: int, count: int) -> Int[Tensor, " n"]:
-    """Which of so many held-out images are the control."""
-    return torch.linspace(0, held_out - 1, min(count, held_out)).round().long()
+def control_rows(
+    held_out: int,
+    count: int,
+    labels: Shaped[Tensor, " n"] | None = None,
+    held_out_labels: Shaped[Tensor, " k"] | None = None,
+) -> Int[Tensor, " rows"]:
+    """Which of so many held-out images are the control, in their order.
+
+    Where the classes of both are known: of each class as many as are trained on, or all if fewer. Else `count`, or all
+    if fewer, evenly spread since they may come class by class.
+
+    >>> control_rows(6, 2, torch.tensor([0, 1]), torch.tensor([0, 0, 1, 1, 1, 2]))
+    tensor([0, 2])
+    """
+    classes = shared_classes(labels, held_out_labels)
+    if classes is None:
+        return torch.linspace(0, held_out - 1, min(count, held_out)).round().long()
+    rows = []
+    for of in torch.unique(classes[0]):
+        there = torch.nonzero(classes[1] == of)[:, 0]
+        rows.append(there[control_rows(len(there), int((classes[0] == of).sum()))])
+    return torch.cat(rows).sort().values
+
+
+def shared_classes(labels: Shaped[Tensor, " n"] | None, held_out_labels: Shaped[Tensor, " k"] | None) -> Classes | None:
+    """The classes within which training and held-out images are compared, numbered.
+
+    None: they are not known, or most training images are of classes that the held-out images do not have, as where
+    labels are measurements.
+    """
+    if labels is None or held_out_labels is None or not torch.isin(labels, held_out_labels).double().mean() >= HALF:
+        return None
+    numbers = torch.unique(torch.cat([labels, held_out_labels]), return_inverse=True)[1]
+    return numbers[: len(labels)], numbers[len(labels) :]
 
 
 def _counts(matches: Matches) -> dict[str, int]:
@@ -293,13 +353,13 @@ def _p_values(
     candidates: Candidates | Images,
     images: Float[Tensor, "n c h w"],
     control: Float[Tensor, "k c h w"],
-    matches: Matches,
-    control_matches: Matches,
+    matches: tuple[Matches, Matches],
+    classes: Classes | None,
 ) -> dict[str, float]:
     if len(control) == 0:
         return {}
-    similarities = (matches.assigned_similarity, control_matches.assigned_similarity)
-    return count_tests(candidates, images, control, similarities, THRESHOLDS)
+    similarities = (matches[0].assigned_similarity, matches[1].assigned_similarity)
+    return count_tests(candidates, images, control, similarities, THRESHOLDS, classes=classes)
 
 
 def _no_matches(candidates: int) -> Matches:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from exhume.audit.matching import assign, comparable, finite
@@ -24,6 +24,11 @@ ROUNDING = 1e-4
 """Share of an image below which what the mean does not explain is the rounding of float32."""
 LEVEL = 0.95
 """Confidence level of every interval."""
+SIGNIFICANT = 0.05
+"""Chance of a difference from which on it is called none."""
+
+Classes = tuple[Int[Tensor, " n"], Int[Tensor, " k"]]
+"""The classes of the training and of the held-out images, within which both are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,7 @@ def rank_test(
     images: Float[Tensor, "n c h w"],
     held_out: Float[Tensor, "k c h w"],
     labels: Shaped[Tensor, " n"] | None = None,
+    classes: Classes | None = None,
 ) -> float:
     """The chance that training images would lie so much nearer to the candidates than held-out ones, by luck.
 
@@ -64,6 +70,8 @@ def rank_test(
 
     Args:
         labels: the training images' classes, of which those of two or more images have a mean; None: not known.
+        classes: of both, within which they are compared (`van_elteren`), so that a control of another mix of classes
+            makes no difference; None: all are compared with all.
 
     Raises:
         InputError: as for `match`.
@@ -75,7 +83,8 @@ def rank_test(
         pool, of_classes = views[0][0], torch.cat([mean, *_class_means(images, labels)])
         views += [(_without(pool, means), _without(found, means)) for means in (mean, of_classes)]
     n = len(images)
-    return max(mann_whitney(values[:n], values[n:]) for values in (_together(*view) for view in views))
+    parts = [(values[:n], values[n:]) for values in (_together(*view) for view in views)]
+    return max(mann_whitney(*part) if classes is None else van_elteren(*part, classes) for part in parts)
 
 
 def count_tests(
@@ -84,22 +93,25 @@ def count_tests(
     held_out: Float[Tensor, "k c h w"],
     similarities: tuple[Float[Tensor, " n"], Float[Tensor, " k"]],
     thresholds: Sequence[str],
+    *,
+    classes: Classes | None = None,
 ) -> dict[str, float]:
-    """Fisher's exact test (1935, one-sided) of the counts at each threshold.
+    """The exact test of the counts at each threshold: Fisher's (1935, one-sided), within classes `stratified_fisher`.
 
     As in `rank_test` the training mean must not pass for a leak: where the held-out images, moved to the training mean,
     give the larger p-value, that one counts.
 
     Args:
         similarities: of the training and of the held-out images with their one-to-one candidates.
+        classes: of both, within which they are compared; None: all are compared with all.
     """
     moved = held_out - held_out.mean(0, keepdim=True) + images.mean(0, keepdim=True)
     values = similarity(moved, comparable(candidates, images))
     controls = (similarities[1], _assigned(values, finite(comparable(candidates, images))))
+    within = classes or one_class(len(images), len(held_out))
     return {
         level: max(
-            fisher(_reach(similarities[0], level), len(images), _reach(control, level), len(held_out))
-            for control in controls
+            stratified_fisher(similarities[0] >= float(level), control >= float(level), within) for control in controls
         )
         for level in thresholds
     }
@@ -115,6 +127,69 @@ def fisher(recovered: int, images: int, null: int, held_out: int) -> float:
 
     table = [[recovered, images - recovered], [null, held_out - null]]
     return min(1.0, float(fisher_exact(table, alternative="greater").pvalue))
+
+
+def stratified_fisher(reached: Bool[Tensor, " n"], null: Bool[Tensor, " k"], classes: Classes) -> float:
+    """The chance of at least so many reached if within each class training and held-out images were equally easy.
+
+    The exact conditional test of Cochran, Mantel and Haenszel (Birch 1964), one-sided: how many of a class are reached
+    is given, so its training images among them are distributed hypergeometrically, and the classes add up. A class
+    of one side only tells nothing. With one class it is Fisher's test.
+
+    >>> reached, null = torch.tensor([True, True]), torch.tensor([False, False])
+    >>> stratified_fisher(reached, null, (torch.tensor([0, 1]), torch.tensor([0, 1])))
+    0.25
+    """
+    from scipy.stats import hypergeom  # noqa: PLC0415
+
+    chances, seen = np.ones(1), 0
+    for here, there in _by_class(reached, null, classes):
+        of_training, of_both = int(here.sum()), int(here.sum() + there.sum())
+        counts = np.arange(len(here) + 1)
+        chances = np.convolve(chances, hypergeom.pmf(counts, len(here) + len(there), of_both, len(here)))
+        seen += of_training
+    return min(1.0, float(chances[seen:].sum()))
+
+
+def least_chance(classes: Classes) -> float:
+    """The smallest p-value that counts of so many images can have: all of the training images, and no other."""
+    training, others = (torch.ones(len(part), dtype=torch.bool) for part in classes)
+    return stratified_fisher(training, ~others, classes)
+
+
+def van_elteren(larger: Float[Tensor, " n"], smaller: Float[Tensor, " k"], classes: Classes) -> float:
+    """The chance of so high ranks of the first values within their classes if in each both were drawn alike.
+
+    The stratified rank test of van Elteren (1960), one-sided: rank sums, weighted by 1 / (number + 1) of the class. By
+    the normal distribution, with its corrections for ties and continuity; few values are permuted within classes.
+
+    >>> both = torch.tensor([0, 0, 0, 1, 1, 1])
+    >>> round(van_elteren(torch.arange(1.0, 7), torch.arange(6.0), (both, both)), 2)
+    0.09
+    """
+    from scipy.stats import norm, rankdata  # noqa: PLC0415
+
+    parts = _by_class(larger.double(), smaller.double(), classes)
+    if not parts:
+        return 1.0
+    if len(parts) == 1:
+        return mann_whitney(*parts[0])
+    sides = torch.cat([torch.arange(len(here) + len(there)) < len(here) for here, there in parts])
+    of_class = torch.cat([torch.full((len(here) + len(there),), i) for i, (here, there) in enumerate(parts)])
+    sizes = of_class.bincount()[of_class].double()
+    ranks = torch.cat([torch.from_numpy(rankdata(torch.cat(part).numpy())) for part in parts])
+    scores = (ranks - (sizes + 1) / 2) / (sizes + 1)
+    seen = float(scores[sides].sum())
+    if min(int(sides.sum()), int((~sides).sum())) <= FEW:
+        shuffles = shuffled(of_class, PERMUTATIONS, torch.Generator().manual_seed(0))
+        as_high = int((torch.where(sides[shuffles], scores, 0.0).sum(1) >= seen - 1e-9).sum())
+        return (1 + as_high) / (1 + PERMUTATIONS)
+    counts = torch.tensor([[len(here), len(there)] for here, there in parts]).double()
+    spread = torch.zeros(len(parts), dtype=torch.float64).index_add(0, of_class, scores.square())
+    variance = float((spread * counts.prod(1) / (counts.sum(1) * (counts.sum(1) - 1))).sum())
+    if variance == 0:
+        return 1.0
+    return float(norm.sf((seen - 0.5 / (1 + float(sizes.min()))) / math.sqrt(variance)))
 
 
 def mann_whitney(larger: Float[Tensor, " n"], smaller: Float[Tensor, " k"]) -> float:
@@ -138,6 +213,20 @@ def mann_whitney(larger: Float[Tensor, " n"], smaller: Float[Tensor, " k"]) -> f
     else:
         method = "asymptotic" if tied or len(one) * len(other) > EXACT_PAIRS else "exact"
     return min(1.0, float(mannwhitneyu(one, other, alternative="greater", method=method).pvalue))
+
+
+def one_class(images: int, held_out: int) -> Classes:
+    """All of one class: so many training and so many held-out images are compared with each other."""
+    return torch.zeros(images, dtype=torch.long), torch.zeros(held_out, dtype=torch.long)
+
+
+def shuffled(classes: Int[Tensor, " p"], count: int, generator: torch.Generator) -> Int[Tensor, "count p"]:
+    """So many random orders of the rows, each of which moves a row to a place of its own class."""
+    order = classes.argsort(stable=True)
+    keys = classes[order] + torch.rand(count, len(classes), generator=generator, dtype=torch.float64)
+    places = torch.empty(count, len(classes), dtype=torch.long)
+    places[:, order] = order[keys.argsort(1)]
+    return places
 
 
 def share_interval(count: int, total: int) -> Interval:
@@ -179,8 +268,10 @@ def _assigned(values: Float[Tensor, "p m"], usable: Tensor) -> Float[Tensor, " p
     return torch.where(chosen >= 0, values.gather(1, chosen.clamp_min(0)[:, None])[:, 0], -1.0)
 
 
-def _reach(values: Float[Tensor, " n"], level: str) -> int:
-    return int((values >= float(level)).sum())
+def _by_class(training: Tensor, held_out: Tensor, classes: Classes) -> list[tuple[Tensor, Tensor]]:
+    """The values of each class that both sides have."""
+    shared = [of for of in torch.unique(classes[0]) if bool((classes[1] == of).any())]
+    return [(training[classes[0] == of], held_out[classes[1] == of]) for of in shared]
 
 
 def _class_means(

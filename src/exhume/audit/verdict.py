@@ -4,17 +4,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from exhume.audit.readability import Readability
-from exhume.audit.scores import HEADLINE, SUSPICION, Counts, is_suspect
-from exhume.audit.significance import fisher
+from exhume.audit.scores import ANOTHER, HEADLINE, SUSPICION, Counts, is_another_kind, is_suspect
+from exhume.audit.significance import SIGNIFICANT, fisher
 
 Verdict = Literal["leaks", "nothing found", "does not apply"]
 Strength = Literal["plainly", "in part", "traces", "not proven", "none"]
 
 PLAINLY = 1e-3
 """Chance of a difference of counts below which they prove a leak; for several thresholds, divided by their number."""
-TRACES = 0.01
-"""Chance of a difference of all similarities below which it is called a leak: one in a hundred networks that leak
-nothing is called so."""
+TRACES = 1e-3
+"""Chance of a difference of all similarities below which it alone is called a leak, though no count proves one."""
+IN_PART = 0.01
+"""The same where a count proves a leak too, and below which nothing is cleared."""
+MOST_NAMED = 10
+"""Images that a sentence lists."""
 GIVING = ("decayed", "small initialisation", "known start")
 """Rows of REGIMES from which most images of a small set came out. Nothing came out of the default initialisation while
 the start was not known; of inexact starts (Adam) sometimes a part, so nothing found there says little."""
@@ -24,12 +27,12 @@ the start was not known; of inexact starts (Adam) sometimes a part, so nothing f
 class Applicability:
     """What is known of whether the method can read this network.
 
-    method_reads: whether it has the equations of this kind of network; reason: why not, or what speaks against it,
-    in words for the owner ("": nothing does); regime: the row of REGIMES that the weights chose.
+    untrained: whether its weights are known to be those of an initialisation, so that it holds no image; method_reads:
+    whether the method has the equations of this kind of network; reason: why not, or what speaks against it, in words
+    for the owner ("": nothing does); regime: the row of REGIMES that the weights chose.
 
     readability: whether the training images can be read from the weights, told with them at hand; None: not looked at.
-    start_known: whether the weights before training are known; optimiser: by its signs in the weights ("adam"); None:
-    not known.
+    start_known: whether the weights before training are known; None: nobody looked.
 
         own, others = (exhume.examine(checkpoint, images) for images in (problem.images, problem.held_out))
         readable = exhume.readability(own, others, membership_p=1.0)
@@ -37,11 +40,11 @@ class Applicability:
     """
 
     method_reads: bool
+    untrained: bool = False
     reason: str = ""
     regime: str | None = None
     readability: Readability | None = None
     start_known: bool | None = None
-    optimiser: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,8 @@ class Judgement:
     """One of three verdicts, how strong the evidence for a leak is, one sentence for the owner, and the reasons.
 
     strength: "plainly" (the counts at NCC >= 0.9), "in part" (those at another threshold, and all similarities),
-    "traces" (all similarities together, no single image), "not proven" (there is no control, or none that can decide),
-    "none".
+    "traces" (all similarities together, no count), "not proven" (there is no control, or none that can decide, or the
+    tests contradict each other), "none".
 
         judgement = exhume.judge(scores, None)
         print(judgement.verdict, judgement.sentence, *judgement.reasons)
@@ -65,21 +68,25 @@ class Judgement:
 def judge(scores: Counts, applies: Applicability | None = None) -> Judgement:
     """Gives the verdict on the counts.
 
-    "leaks" needs a test against held-out images; without them nothing is called a leak, and neither is the network
-    cleared where these came out themselves or are too few. "nothing found" needs a method
-    that applies: a search that begins at the training images stays there more than at others (`readability`), or, where
-    that was not tried, the weights are of a kind from which images come out (`GIVING`). All else is "does not apply".
+    An untrained network holds no image, whatever the counts. "leaks" needs a test against held-out images of the same
+    kind; without them nothing is called a leak, and neither is the network cleared, nor where these came out
+    themselves or are too few, or where the tests contradict each other. "nothing found" needs a method that applies: a
+    search that begins at the training images stays there more than at others (`readability`), or, where that was not
+    tried, the weights are of a kind from which images come out (`GIVING`). All else is "does not apply".
 
         judgement = exhume.judge(exhume.score(candidates, images, labels, held_out))
 
     Args:
         applies: whether the method can read this network; None: nobody looked.
     """
+    if applies is not None and applies.untrained:
+        sentence = "The network holds no training image, since it was not trained: the method does not apply here."
+        reason = applies.reason or "Its weights are those of an initialisation."
+        return Judgement(verdict="does not apply", strength="none", sentence=sentence, reasons=(reason,))
     strength = _strength(scores)
-    if strength in ("plainly", "in part", "traces"):
-        return Judgement(
-            verdict="leaks", strength=strength, sentence=_LEAKS[strength], reasons=_evidence(scores, strength)
-        )
+    if strength in _LEAKS:
+        told, reasons = _LEAKS[strength] + _named(scores, strength), _evidence(scores, strength)
+        return Judgement(verdict="leaks", strength=strength, sentence=told, reasons=reasons)
     undecided = _undecided(scores)
     if undecided:
         sentence, advice = undecided
@@ -101,38 +108,84 @@ def judge(scores: Counts, applies: Applicability | None = None) -> Judgement:
 _LEAKS = {
     "plainly": "The network leaks: training images came out of it.",
     "in part": "The network leaks: what came out shows training images, most of them not sharply.",
-    "traces": "The network shows traces of its training images, though no single image can be pointed at.",
+    "traces": "The network shows traces of its training images: all together they lie nearer to what came out.",
 }
+
+
+def _named(scores: Counts, strength: Strength) -> str:
+    """For traces, which images came out, although so few that chance might have given them; "" where none did."""
+    count = scores.recovered[HEADLINE]
+    if strength != "traces":
+        return ""
+    if count == 0:
+        return " No single image can be pointed at."
+    found = [str(image.index) for image in scores.per_image if image.ncc >= float(HEADLINE)]
+    rest = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    which = f" (number {', '.join(found[:MOST_NAMED])}{rest})" if found else ""
+    return f" {count} of {scores.images} look like a candidate of their own{which}, which alone would prove nothing."
 
 
 def _undecided(scores: Counts) -> tuple[str, str] | None:
     """Why the counts cannot be judged, and what to do; None: they can."""
-    images, held_out, recovered = scores.images, scores.held_out, scores.recovered[HEADLINE]
+    images, held_out = scores.images, scores.held_out
     if held_out == 0:
-        told = (
-            f"{recovered} of {images} training images look like a candidate of their own, but no held-out images were "
-            "given, so nothing tells a leak from chance."
-        )
-        return (
-            (told, "Give images of the same kind that the network never saw, and count again.") if recovered else None
-        )
+        return _without_control(scores)
+    if is_another_kind(scores):
+        told = "the control is of another kind than the images."
+        return told, f"{ANOTHER} (nearest neighbours, p = {scores.p_kind:.1g}): give some that were drawn like these."
     if is_suspect(scores):
         told = f"{scores.null[HEADLINE]} of {held_out} held-out images came out, as training images do."
         return told, SUSPICION
-    if fisher(images, images, 0, held_out) >= TRACES:
+    if _proving(scores) or (scores.p_rank is not None and scores.p_rank < IN_PART):
+        return _contradiction(scores), "Give more held-out images of the same kind."
+    least = fisher(images, images, 0, held_out) if scores.p_least is None else scores.p_least
+    if least >= PLAINLY:
         told = f"with {images} training and {held_out} held-out images no difference can be told from chance."
         return told, "Give more held-out images."
     return None
 
 
+def _without_control(scores: Counts) -> tuple[str, str]:
+    recovered, images = scores.recovered[HEADLINE], scores.images
+    told = (
+        f"{recovered} of {images} training images look like a candidate of their own, but no held-out images were "
+        "given, so nothing tells a leak from chance."
+        if recovered
+        else f"none of {images} training images came out sharply, but no held-out images were given, so nothing tells "
+        "weaker traces from chance."
+    )
+    return told, "Give images of the same kind that the network never saw, and count again."
+
+
+def _contradiction(scores: Counts) -> str:
+    levels, rank = _proving(scores), "" if scores.p_rank is None else f"p = {scores.p_rank:.1g}, rank test"
+    if levels:
+        return f"{_count(scores, levels[0]).removesuffix('.')}, but all similarities together do not show it ({rank})."
+    return f"over all similarities training images lie nearer to what came out ({rank}), but not beyond doubt."
+
+
 def _strength(scores: Counts) -> Strength:
-    if _proves(scores, HEADLINE, PLAINLY):
-        return "plainly"
+    """How plainly the tests show a leak.
+
+    Even a plain count must not be contradicted by the ranks of all images. Where a part of the training images is easy
+    to resemble, as those of one class may be, chance lifts that part over the threshold and not the others; a network
+    that leaks lifts most images somewhat.
+    """
+    if is_another_kind(scores):
+        return "none"
     rank = 1.0 if scores.p_rank is None else scores.p_rank
-    levels = scores.p_values
-    if rank < TRACES and any(_proves(scores, level, PLAINLY / len(levels)) for level in levels):
+    if _proves(scores, HEADLINE, PLAINLY) and (scores.p_rank is None or rank < SIGNIFICANT):
+        return "plainly"
+    if rank < IN_PART and _proving(scores):
         return "in part"
     return "traces" if rank < TRACES else "none"
+
+
+def _proving(scores: Counts) -> list[str]:
+    """The thresholds whose counts prove a leak, the surest first: at the headline, or with all of them in mind."""
+    levels = sorted(scores.p_values, key=lambda level: scores.p_values[level])
+    below = {level: PLAINLY if level == HEADLINE else PLAINLY / len(levels) for level in levels}
+    return [level for level in levels if _proves(scores, level, below[level])]
 
 
 def _proves(scores: Counts, level: str, below: float) -> bool:
@@ -141,17 +194,22 @@ def _proves(scores: Counts, level: str, below: float) -> bool:
 
 
 def _evidence(scores: Counts, strength: Strength) -> tuple[str, ...]:
-    level = HEADLINE if strength == "plainly" else min(scores.p_values, key=lambda level: scores.p_values[level])
-    measure = "NCC" if scores.measure == "ncc" else "agreement"
-    reasons = [
-        f"{measure} >= {level}: {scores.recovered[level]} of {scores.images} training images, "
-        f"{scores.null[level]} of {scores.held_out} held-out images (p = {scores.p_values[level]:.1g})."
-    ]
+    """The counts that prove a leak, if any do, and what all similarities say."""
+    levels = [HEADLINE] if strength == "plainly" else _proving(scores)
+    reasons = [_count(scores, level) for level in levels[:1]]
     if scores.p_rank is not None:
         reasons.append(f"All similarities together: p = {scores.p_rank:.1g} (rank test).")
     if is_suspect(scores):
         reasons.append(SUSPICION)
     return tuple(reasons)
+
+
+def _count(scores: Counts, level: str) -> str:
+    measure = "NCC" if scores.measure == "ncc" else "agreement"
+    return (
+        f"{measure} >= {level}: {scores.recovered[level]} of {scores.images} training images, "
+        f"{scores.null[level]} of {scores.held_out} held-out images (p = {scores.p_values[level]:.1g})."
+    )
 
 
 def _against(applies: Applicability | None) -> tuple[str, ...]:
@@ -167,8 +225,6 @@ def _against(applies: Applicability | None) -> tuple[str, ...]:
         reasons.insert(0, applies.readability.reason)
     elif not reasons and applies.regime not in GIVING:
         reasons.append(_regime(applies))
-    if reasons and applies.optimiser == "adam":
-        reasons.append("Training took steps element by element (Adam), which the equations do not describe.")
     return tuple(reasons)
 
 

@@ -9,7 +9,7 @@ from exhume.runs.schema import CandidatesRecord
 def read_applicability(record: CandidatesRecord) -> Applicability:
     """What the weights and the search have shown of the network, in words for its owner.
 
-    With the owner's images more can be known; `residual_true`, `residual_held_out` and `stays` are left None.
+    With the owner's images more can be known: `readability` is left None, and `untrained` False.
 
         applies = read_applicability(exhume.load_candidates(Path("runs/demo"))[1])
         print(exhume.judge(scores, applies).sentence)

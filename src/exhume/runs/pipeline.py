@@ -314,6 +314,7 @@ def score_run(
         problem.images,
         problem.labels,
         problem.held_out,
+        held_out_labels=problem.held_out_labels,
         problem=problem.name,
         seconds=Seconds(train=train_seconds, reconstruct=sum(record.provenance.seconds for _, record in parts)),
     )

@@ -1,0 +1,130 @@
+"""Whether a control is of the kind of the training images: seldom doubted where it is, and told where it is not."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from exhume.audit.kind import ANOTHER_KIND, kind_test
+from exhume.audit.scores import Scores, control_rows, score, sentence, shared_classes
+from exhume.audit.verdict import Applicability, Judgement, judge
+from exhume.problems import Selection, load_problem
+from victims import generator
+
+READS = Applicability(method_reads=True, regime="small initialisation")
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    """Five thousand digits, and what they are."""
+    problem = load_problem("mnist-digits", Selection(per_class=250, data_dir="installed"))
+    return torch.cat([problem.images, problem.held_out]), torch.cat([problem.labels, problem.held_out_labels])
+
+
+def drawn(labels: Tensor, seed: int) -> list[Tensor]:
+    """The places of each digit, in a random order."""
+    order = torch.randperm(len(labels), generator=generator(seed))
+    return [order[labels[order] == digit] for digit in range(10)]
+
+
+def test_images_that_were_drawn_alike_are_seldom_told_apart(digits: tuple[Tensor, Tensor]) -> None:
+    images, _ = digits
+    p_values = []
+    for seed in range(60):
+        rows = torch.randperm(len(images), generator=generator(seed))[:60]
+        p_values.append(kind_test(images[rows[:30]], images[rows[30:]]))
+    assert sum(p_value < 0.05 for p_value in p_values) <= 8
+    assert min(p_values) > ANOTHER_KIND
+    assert max(p_values) > 0.5
+
+
+def test_another_mix_inverse_or_darker_images_are_told(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits
+    rows = drawn(labels, 0)
+    ones, others = images[rows[1][:50]], images[torch.cat([rows[digit][:6] for digit in (0, 2, 3, 4, 5, 6, 7, 8, 9)])]
+    assert kind_test(ones, others) <= ANOTHER_KIND
+    half = torch.cat([others[:25], ones[:25]]), torch.cat([others[25:], images[rows[1][50:55]]])
+    assert kind_test(*half) < 0.05
+    mixed = others[torch.randperm(54, generator=generator(1))]
+    assert kind_test(mixed[:27], 1 - mixed[27:]) <= ANOTHER_KIND
+    assert kind_test(mixed[:27], mixed[27:] / 3) <= ANOTHER_KIND
+    assert kind_test(mixed[:27], mixed[27:]) > 0.01
+
+
+def test_equal_images_prefer_no_side() -> None:
+    """All neighbours are as near as any: the first in memory must not be taken."""
+    p_values = [kind_test(torch.full((n, 1, 4, 4), 0.5), torch.full((20, 1, 4, 4), 0.5)) for n in (15, 20, 40)]
+    assert min(p_values) > 0.01
+    assert kind_test(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4)) == 1
+
+
+def test_within_classes_their_mix_makes_no_difference(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits
+    rows = drawn(labels, 3)
+    training, control = torch.cat([rows[1][:40], rows[7][:10]]), torch.cat([rows[1][40:50], rows[7][10:50]])
+    assert kind_test(images[training], images[control]) <= ANOTHER_KIND
+    assert kind_test(images[training], images[control], (labels[training], labels[control])) > 0.01
+
+
+def test_the_control_has_the_classes_of_the_training_set() -> None:
+    labels, held_out = torch.tensor([5] * 6 + [7] * 2), torch.arange(10).repeat_interleave(4)
+    rows = control_rows(40, 8, labels, held_out)
+    assert held_out[rows].tolist() == [5] * 4 + [7] * 2  # there are no more of class 5
+    assert torch.equal(control_rows(40, 8, labels, None), control_rows(40, 8))
+    assert shared_classes(labels, held_out + 6) is None  # of these classes it has too few: nothing to compare within
+    assert shared_classes(labels / 10 + 0.01, held_out / 10) is None  # measurements
+    balanced = torch.arange(10).repeat_interleave(4)
+    assert torch.equal(control_rows(40, 40, balanced, balanced), torch.arange(40))
+
+
+# ---- The verdict on images that the network never saw
+
+
+def verdicts(images: Tensor, labels: Tensor, known: bool, mix: tuple[int, int], seeds: int) -> Iterator[
+    tuple[Scores, Judgement]
+]:  # fmt: skip
+    """What is judged of candidates that show ones of another set.
+
+    mix: how many ones of 50 there are among the audited images and in the control; the rest are other digits.
+    """
+    for seed in range(seeds):
+        rows = drawn(labels, seed)
+        others = torch.cat(rows[:1] + rows[2:])[torch.randperm(4500, generator=generator(seed))]
+        training = torch.cat([rows[1][: mix[0]], others[: 50 - mix[0]]])
+        control = torch.cat([rows[1][50 : 50 + mix[1]], others[50 : 100 - mix[1]]])
+        candidates = images[rows[1][100:200]] + 0.05 * torch.randn(100, 1, 28, 28, generator=generator(seed))
+        scores = score(
+            candidates,
+            images[training],
+            labels[training] if known else None,
+            images[control],
+            held_out_labels=labels[control] if known else None,
+        )
+        yield scores, judge(scores, READS)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("mix", [(50, 0), (40, 5), (50, 10)])
+def test_images_that_were_never_seen_are_no_leak_whatever_the_control(
+    digits: tuple[Tensor, Tensor], known: bool, mix: tuple[int, int]
+) -> None:
+    """Ones resemble each other: many come out of candidates that show other ones, and no other digit does."""
+    judged = list(verdicts(*digits, known, mix, 4))
+    assert all(scores.recovered["0.8"] > scores.null["0.8"] + 10 for scores, _ in judged)
+    for scores, judgement in judged:
+        assert judgement.verdict != "leaks", judgement
+        assert "chance alone" not in sentence(scores)
+        if not known:
+            assert "of another kind" in judgement.sentence
+
+
+def test_true_images_are_told_within_classes_of_an_uneven_mix(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits
+    rows = drawn(labels, 0)
+    training = torch.cat([rows[1][:40], rows[0][:10]])
+    control = torch.cat([rows[1][40:50], *(part[50:70] for part in rows[:1] + rows[2:])])
+    candidates = images[training] + 0.1 * torch.randn(50, 1, 28, 28, generator=generator(0))
+    scores = score(candidates, images[training], labels[training], images[control], held_out_labels=labels[control])
+    assert scores.held_out == 20 and scores.p_kind is not None and scores.p_kind > 0.01
+    assert scores.recovered["0.9"] > 40 and judge(scores, READS).strength == "plainly"
