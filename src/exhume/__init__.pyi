@@ -49,6 +49,7 @@ from .problems.owned import OwnedImages as OwnedImages
 from .problems.owned import load_images as load_images
 from .report import draw as draw
 from .report.figures import gallery as gallery
+from .runs.defences import compare_defences as compare_defences
 from .runs.store import load_candidates as load_candidates
 from .runs.store import load_truth as load_truth
 from .runs.store import read_training as read_training

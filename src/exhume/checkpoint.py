@@ -56,7 +56,7 @@ class Checkpoint:
             InputError: it was built elsewhere, so that there is no such description.
         """
         if not isinstance(self.network, NetworkConfig):
-            raise InputError("A network that was built elsewhere can be attacked here, and not trained.")
+            raise InputError("A run cannot train a network that was built elsewhere; `exhume.train` in Python can.")
         return self.network
 
     @property
@@ -151,9 +151,14 @@ def check_alike(initial: Checkpoint, trained: Checkpoint) -> None:
             raise InputError(f"The initial weights are those of another network: {name} {before}, not {after}.")
 
 
-def check_fits(initial: Checkpoint, network: NetworkConfig, problem: tuple[Task, int, tuple[int, ...]]) -> None:
-    """Raises `InputError` unless training can begin with it; problem: its task, outputs and images' shape."""
-    if initial.network != network:
+def check_fits(initial: Checkpoint, network: NetworkConfig | None, problem: tuple[Task, int, tuple[int, ...]]) -> None:
+    """Raises `InputError` unless training can begin with it.
+
+    Args:
+        network: what is asked for; None: the initial one, whatever it is.
+        problem: its task, outputs and images' shape.
+    """
+    if network is not None and initial.network != network:
         raise InputError("The network to begin with is another than the one that is asked for.")
     if (initial.task, initial.outputs, initial.shape) != problem:
         raise InputError(

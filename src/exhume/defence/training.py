@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -159,13 +159,14 @@ def train(
     resume: TrainingState | None = None,
     keep: Callable[[TrainingState], None] = lambda _: None,
 ) -> Trained:
-    """Trains `network` (None: the problem's own) on the problem's images by gradient descent.
+    """Trains `network` (None: the initial one, or the problem's own) on the problem's images by gradient descent.
 
         trained = exhume.train(exhume.load_problem("mnist-digits"), exhume.TrainingConfig(epochs=500))
         print(trained.message, trained.history[-1].loss)
 
     Args:
-        initial: a trained network to begin with (fine-tuning), centred as it is; None: fresh weights from the seed.
+        initial: a network to begin with (fine-tuning), one that was built elsewhere too; what it does to images before
+            its first layer stays. None: fresh weights from the seed.
         progress_callback: is told of the progress at every evaluation.
         resume: goes on from here; the numbers are those of an uninterrupted training.
         keep: is given the state at every evaluation, to keep it for `resume`.
@@ -175,10 +176,10 @@ def train(
             Divergence is a status.
     """
     config = config or TrainingConfig()
-    network = network or (problem.network if initial is None else initial.config)
     if initial is not None:
         check_fits(initial, network, (problem.task, problem.outputs, tuple(problem.images.shape[1:])))
-    _check_memory(problem, network, config, torch.device(device))
+    network = network or problem.network
+    _check_memory(problem, network if initial is None else initial, config, torch.device(device))
     session = _Session(problem, network, config, torch.device(device), initial)
     history = session.resume(resume) if resume else []
     start = time.perf_counter() - (resume.seconds if resume else 0)
@@ -213,14 +214,31 @@ COPIES = 3
 """Numbers of the weights' size that a training holds at the least: weights, gradients, and these with decay."""
 
 
-def _check_memory(problem: Problem, network: NetworkConfig, config: TrainingConfig, device: torch.device) -> None:
-    """Raises `InputError` for a network that does not fit into memory, before any of it is there."""
+def _check_memory(
+    problem: Problem, network: NetworkConfig | Checkpoint, config: TrainingConfig, device: torch.device
+) -> None:
+    """Raises `InputError` for a training that does not fit into memory, before any of it is there."""
     channels, height, width = problem.images.shape[1:]
-    count = weight_count(network, (channels, height, width), problem.outputs)
-    outputs = len(problem.images) * sum(network.widths)
+    if isinstance(network, NetworkConfig):
+        count = weight_count(network, (channels, height, width), problem.outputs)
+        outputs, lower = len(problem.images) * sum(network.widths), "smaller --widths, --channels or --per-class"
+    else:
+        count = sum(weight.numel() for weight in network.weights.values())
+        outputs, lower = len(problem.images) * _outputs_of_one(network), "fewer images"
     size = getattr(torch, config.dtype).itemsize
     what = f"A network of {count:,} weights on {len(problem.images):,} images"
-    check_memory((COPIES * count + outputs) * size, device, what, "smaller --widths, --channels or --per-class")
+    check_memory((COPIES * count + outputs) * size, device, what, lower)
+
+
+@torch.no_grad()
+def _outputs_of_one(network: Checkpoint) -> int:
+    """How many numbers the layers with weights give for one image: what is kept of it for the way back."""
+    module, sizes = network.build(), list[int]()
+    for layer in module.modules():
+        if next(layer.parameters(recurse=False), None) is not None:
+            layer.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
+    module(next(module.parameters()).new_zeros(1, *network.shape))
+    return sum(sizes)
 
 
 def _verdict(history: Sequence[TrainingPoint], config: TrainingConfig) -> tuple[str, str] | None:
@@ -249,7 +267,7 @@ class _Session:
         device: torch.device,
         initial: Checkpoint | None,
     ) -> None:
-        self.problem, self.network, self.config = problem, network, config
+        self.problem, self.network, self.config, self.initial = problem, network, config, initial
         self.loss = LOSSES[resolve_loss(problem.task, config.loss)].loss
         dtype = getattr(torch, config.dtype)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -260,6 +278,9 @@ class _Session:
         self.module = module.to(device, dtype)
         self.images, self.labels = problem.images.to(device, dtype), problem.labels.to(device)
         self.held_out, self.held_out_labels = problem.held_out.to(device, dtype), problem.held_out_labels.to(device)
+        self.measures_batches = any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in module.modules())
+        if self.measures_batches and min(config.batch_size or len(self.images), len(self.images)) < 2:
+            raise InputError("A network with BatchNorm is trained in batches of at least two images.")
         self.optimiser = _optimiser(list(self.module.parameters()), config)
         self.private = self._private() if config.noise else None
         self.descent: Descent | None = None
@@ -267,7 +288,8 @@ class _Session:
     def advance(self, epochs: int) -> None:
         """Passes over the training set."""
         size = self.config.batch_size or len(self.images)
-        mlp, plain = as_mlp(self.module), not (self.config.shifts or self.config.noise)
+        self.module.train()
+        mlp, plain = self._own_mlp(), not (self.config.shifts or self.config.noise)
         if plain and mlp and mlp.activation == "relu" and size >= len(self.images) and self.config.optimiser == "sgd":
             self.descent = self.descent or self._descent(mlp)
             self.descent.advance(epochs)
@@ -275,11 +297,19 @@ class _Session:
         for _ in range(epochs):
             self._epoch(size)
 
+    def _own_mlp(self) -> MLP | None:
+        """The module as an MLP whose layers are all its own; None of a layer that is used twice."""
+        mlp = as_mlp(self.module)
+        return mlp if mlp and len(mlp.parameters) == len(list(self.module.parameters())) else None
+
     def _descent(self, mlp: MLP) -> Descent:
         momenta = None
         if self.config.momentum:
-            kept = [self.optimiser.state[parameter] for parameter in self.module.parameters()]
-            for state, parameter in zip(kept, self.module.parameters(), strict=True):
+            # a network may have been built in another order than that of its work
+            own = {parameter.data_ptr(): parameter for parameter in self.module.parameters()}
+            parameters = [own[tensor.data_ptr()] for tensor in mlp.parameters]
+            kept = [self.optimiser.state[parameter] for parameter in parameters]
+            for state, parameter in zip(kept, parameters, strict=True):
                 state.setdefault("momentum_buffer", torch.zeros_like(parameter))
             momenta = [state["momentum_buffer"] for state in kept]
         return Descent(
@@ -312,11 +342,13 @@ class _Session:
             self._step(self.images, self.labels)
             return
         order = torch.randperm(len(self.images), generator=self.generator).to(self.images.device)
-        for rows in torch.split(order, size):
+        batches = list(torch.split(order, size))
+        if self.measures_batches and len(batches[-1]) == 1:
+            batches[-2:] = [torch.cat(batches[-2:])]  # of one image there is no variance
+        for rows in batches:
             self._step(self.images[rows], self.labels[rows])
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
-        self.module.train()
         if self.config.shifts:
             images = shifted(images, self.config.shifts, self.generator)
         if self.private is not None:
@@ -369,7 +401,7 @@ class _Session:
         }
         return TrainingState(
             epoch=epoch,
-            weights={name: tensor.detach().clone() for name, tensor in self.module.named_parameters()},
+            weights={name: tensor.clone() for name, tensor in self._kept().items()},
             momenta=momenta,
             generator=self.generator.get_state(),
             history=history,
@@ -379,9 +411,8 @@ class _Session:
     def resume(self, state: TrainingState) -> list[TrainingPoint]:
         """Takes up a kept state; returns its history."""
         parameters = dict(self.module.named_parameters())
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(state.weights[name])
+        for name, tensor in self._kept().items():
+            tensor.copy_(state.weights[name])
         for key, tensor in state.momenta.items():
             name, kept = key.split(" ")
             # Adam counts its steps on the CPU
@@ -390,15 +421,20 @@ class _Session:
         self.generator.set_state(state.generator)
         return state.history
 
+    def _kept(self) -> dict[str, Tensor]:
+        """The layers' parameters, and the statistics that BatchNorm measures, as they are: no copies."""
+        kept: dict[str, Tensor] = self.module.layers.state_dict(prefix="layers.")
+        return kept
+
     def checkpoint(self) -> Checkpoint:
         """What the owner publishes: weights and training mean, no images."""
-        return Checkpoint(
-            network=self.network,
-            task=self.problem.task,
-            classes=self.problem.classes,
-            centre=self.module.centre.centre.cpu(),
-            weights={name: tensor.detach().cpu().clone() for name, tensor in self.module.layers.named_parameters()},
-        )
+        weights = {name.removeprefix("layers."): tensor.cpu().clone() for name, tensor in self._kept().items()}
+        centre, scale, classes = self.module.centre.centre.cpu(), self.module.centre.scale, self.problem.classes
+        if self.initial is None:
+            task = self.problem.task
+            return Checkpoint(network=self.network, task=task, classes=classes, centre=centre, weights=weights)
+        scale = None if scale is None else scale.cpu()
+        return replace(self.initial, classes=classes, centre=centre, scale=scale, weights=weights, momentum={})
 
     def margins(self) -> list[float]:
         """How far each training image is on the right side of the decision (regression: minus the residual)."""
