@@ -48,6 +48,7 @@ def map_folders(
     Raises:
         InputError: a folder cannot be written, or another command works there; what `workers.map` raises.
     """
+    workers.check(device)
     if workers.same_disk:
         for done in workers.map(partial(_here, work), tasks, count=count, device=device, display=display):
             yield Visit(task=done.item[1], folder=done.item[0], row=done.result)

@@ -64,7 +64,7 @@ def search_run(
             candidates that are not of one (unless `overwrite`); as for `sweep`.
     """
     checkpoint, workers = load_checkpoint(folder), workers or Processes()
-    workers.check_device(device)
+    workers.check(device)
     if keep < 1:
         raise InputError(f"keep must be at least 1, not {keep}.")
     check_settings(config, method)

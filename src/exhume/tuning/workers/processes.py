@@ -24,7 +24,7 @@ class Processes:
     name: ClassVar[str] = "processes"
     same_disk: ClassVar[bool] = True
 
-    def check_device(self, device: str) -> None:
+    def check(self, device: str) -> None:
         """As `choose_device`."""
         choose_device(device)
 

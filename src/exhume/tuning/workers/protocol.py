@@ -34,8 +34,8 @@ class Workers(Protocol):
     name: ClassVar[str]
     same_disk: ClassVar[bool]
 
-    def check_device(self, device: str) -> None:
-        """Raises `InputError` if it is known beforehand that no worker has such a device."""
+    def check(self, device: str) -> None:
+        """Raises `InputError` if it is known beforehand that no work can be done on such a device."""
 
     def map(
         self,

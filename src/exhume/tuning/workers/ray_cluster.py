@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -18,6 +20,10 @@ from exhume.tuning.workers.protocol import Done
 
 RETRIES = 5
 """Times that a task is done again: enough for nodes that come and go, and a task that kills its workers ends."""
+
+CONNECT_SECONDS = 10.0
+"""Until a cluster that does not answer counts as none."""
+MISSING = InputError("Ray is not installed; install exhume again with the extra [ray].")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +39,11 @@ class RayCluster:
 
     address: str = "local"
 
-    def check_device(self, device: str) -> None:
-        """Says nothing: the nodes' devices are their own, and some nodes may not be there yet."""
+    def check(self, device: str) -> None:
+        """Says nothing of devices: the nodes have their own, and some nodes may not be there yet."""
+        if find_spec("ray") is None:
+            raise MISSING
+        _check_address(self.address)
 
     def map(
         self,
@@ -90,7 +99,7 @@ def _gotten(ray: Any, what: Any) -> Any:
     except ray.exceptions.RayError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"Ray gave up a task after {RETRIES} tries ({reason}); the same command goes on with what has not ended."
+            f"Ray gave up a task after {RETRIES} retries ({reason}); the same command goes on with what has not ended."
         ) from None
 
 
@@ -101,10 +110,23 @@ def _connected(address: str) -> Iterator[Any]:
     Raises:
         InputError: Ray is not installed, or there is no such cluster.
     """
-    ray = _imported()
-    if ray.is_initialized():
+    with _signals_kept():
+        try:
+            import ray  # noqa: PLC0415
+        except ImportError:
+            raise MISSING from None
+        begun = not ray.is_initialized()
+        if begun:
+            _connect(ray, address)
+    try:
         yield ray
-        return
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    _check_address(address)
     # Ray would else tell its makers of every cluster that is started
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own = {"include_dashboard": False} if address == "local" else {}
@@ -113,20 +135,27 @@ def _connected(address: str) -> Iterator[Any]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"The Ray cluster {address} cannot be reached: {reason}.") from None
+
+
+def _check_address(address: str) -> None:
+    """Raises `InputError` where nobody listens: Ray would wait there for ten minutes and more."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local"):
+        return
+    if not (host and port.isdecimal()):
+        raise InputError(f"{address} is no address of a Ray cluster; it is HOST:PORT, auto or local.")
     try:
-        yield ray
-    finally:
-        ray.shutdown()
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"The Ray cluster {address} cannot be reached: {error}.") from None
 
 
-def _imported() -> Any:
-    """Ray, which takes no signal for itself."""
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Afterwards SIGTERM does what it did: Ray would end the process at once, before its state is saved."""
     before = signal.getsignal(signal.SIGTERM)
     try:
-        import ray  # noqa: PLC0415
-    except ImportError:
-        raise InputError("Ray is not installed; install exhume again with the extra [ray].") from None
-    if threading.current_thread() is threading.main_thread():
-        with suppress(TypeError):  # it was set outside of Python
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
             signal.signal(signal.SIGTERM, before)
-    return ray

@@ -1,0 +1,245 @@
+"""On a real Ray cluster of three nodes on this machine: what dies is done again, and every trial is there once.
+
+Not in the default suite: `pytest -n 0 -m cluster tests/test_cluster.py`.
+"""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from exhume.attack.methods import Exhume
+from exhume.candidates import Candidates
+from exhume.checkpoint import load_checkpoint
+from exhume.cli import main
+from exhume.errors import InputError
+from exhume.progress import no_display
+from exhume.runs.schema import SearchRecord, read_record
+from exhume.runs.tune import search_run
+from exhume.tuning import study
+from exhume.tuning.study import SweepConfig, Trial
+from exhume.tuning.workers.ray_cluster import RETRIES, RayCluster
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("default")]
+
+EXHUME = Path(sys.executable).with_name("exhume")
+SHORT = Exhume(steps=30, per_class=3, restarts=1)
+MANY = SweepConfig(trials=12, sampler="random", workers=3)
+WORDS = ["--sampler=random", "--workers=3", "--steps=30", "--per-class=3", "--device=cpu", "--threads=1"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """The cluster, and the nodes that can be removed."""
+
+    cluster: Any
+    nodes: list[Any]
+
+    @property
+    def workers(self) -> RayCluster:
+        return RayCluster(address=self.cluster.address)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    torch.set_num_threads(1)
+    # the workers find this file's functions in what is sent, as they would those of a notebook
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield Nodes(cluster=cluster, nodes=[cluster.add_node(num_cpus=1) for _ in range(2)])
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    main(["train", "toy-circle", str(run), "--widths", "8", "--epochs", "6", "--per-class", "5", "--device", "cpu"])
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def local(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchRecord:
+    """The same search in one process."""
+    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("local") / "run"))
+    return search_run(run, replace(MANY, workers=1), SHORT, keep=9, device="cpu")
+
+
+def timeless(trials: list[Trial]) -> list[Trial]:
+    return sorted((replace(trial, seconds=0.0) for trial in trials), key=lambda trial: trial.number)
+
+
+def check_equal(found: SearchRecord, local: SearchRecord, run: Path) -> None:
+    """Every trial once, with the values of the local search, and the candidates of the best."""
+    assert [trial.number for trial in timeless(found.trials)] == list(range(MANY.trials))
+    assert timeless(found.trials) == timeless(local.trials)
+    assert (found.best, found.kept) == (local.best, local.kept)
+    assert {path.name for path in (run / "trials").iterdir()} == {str(number) for number in local.kept}
+
+
+def test_a_search_is_the_same_as_in_one_process(nodes: Nodes, run: Path, local: SearchRecord) -> None:
+    found = search_run(run, MANY, SHORT, keep=9, device="cpu", workers=nodes.workers)
+    check_equal(found, local, run)
+    assert found.provenance.device == "ray, cpu"
+    assert not ray.is_initialized()
+
+
+def deadly(number: int, method: Any, candidates: Candidates, seconds: float, *, marks: Path, times: int) -> Any:
+    """Kills its own worker, `times` times for the trial 4; what a trial keeps is made last."""
+    if number == 4:
+        tries = len(list(marks.iterdir()))
+        (marks / str(tries)).touch()
+        if tries < times:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return candidates.images
+
+
+def test_a_trial_whose_worker_is_killed_is_done_again(
+    nodes: Nodes, tmp_path: Path, trained: Path, local: SearchRecord
+) -> None:
+    received: list[int] = []
+    rounds = study.sweep(
+        load_checkpoint(trained),
+        MANY,
+        SHORT,
+        journal=tmp_path / "journal",
+        first=[timeless(local.trials)[0].settings],
+        device="cpu",
+        workers=nodes.workers,
+        keep=partial(deadly, marks=marks(tmp_path), times=2),
+        receive=lambda number, images: received.append(number),
+        most=99,
+    )
+    trials = list(rounds)[-1]
+    assert [trial.value for trial in timeless(trials)] == [trial.value for trial in timeless(local.trials)]
+    assert sorted(received) == list(range(MANY.trials))
+    assert len(list((tmp_path / "marks").iterdir())) == 3
+
+
+def marks(folder: Path) -> Path:
+    (folder / "marks").mkdir()
+    return folder / "marks"
+
+
+def always_deadly(item: int, _: object) -> tuple[int, None]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return item, None
+
+
+def refusing(item: int, _: object) -> tuple[int, None]:
+    raise InputError(f"{item} is refused.")
+
+
+def test_a_task_that_always_kills_its_worker_ends_in_a_sentence(nodes: Nodes) -> None:
+    with pytest.raises(InputError, match=f"Ray gave up a task after {RETRIES} retries"):
+        list(nodes.workers.map(always_deadly, [1], count=1, device="cpu", display=no_display))
+    with pytest.raises(InputError, match=r"^7 is refused\.$"):
+        list(nodes.workers.map(refusing, [7, 8], count=2, device="cpu", display=no_display))
+
+
+def test_a_node_that_is_removed_loses_nothing(nodes: Nodes, run: Path, local: SearchRecord) -> None:
+    gone = nodes.nodes.pop()
+
+    def remove(event: Any) -> None:
+        if event.step == 2:
+            nodes.cluster.remove_node(gone, allow_graceful=False)
+
+    found = search_run(run, MANY, SHORT, keep=9, device="cpu", workers=nodes.workers, progress_callback=remove)
+    check_equal(found, local, run)
+    nodes.nodes.append(nodes.cluster.add_node(num_cpus=1))
+
+
+@pytest.mark.parametrize("where", ["cluster", "local"])
+def test_a_driver_that_is_killed_goes_on(nodes: Nodes, run: Path, local: SearchRecord, where: str) -> None:
+    address = nodes.cluster.address if where == "cluster" else "local"
+    command = [str(EXHUME), "search", str(run), "--trials", "12", "--keep", "9", "--ray", address, *WORDS]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as driver:
+        end = time.monotonic() + 60
+        while not (run / "search.json").exists() or len(read_record(run / "search.json", SearchRecord).trials) < 3:
+            assert driver.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        driver.kill()
+    before = read_record(run / "search.json", SearchRecord).trials
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    found = read_record(run / "search.json", SearchRecord)
+    assert 3 <= len(before) < 12 and found.trials[: len(before)] == before
+    check_equal(found, local, run)
+
+
+CELLS = """
+from functools import partial
+from exhume import Exhume, NetworkConfig, Selection, TrainingConfig
+from exhume.runs.cells import Cell, Recipe, run_cell
+
+
+def cells():
+    method = Exhume(steps=5, restarts=1)
+    recipes = {width: Recipe(
+        problem="toy-circle",
+        selection=Selection(per_class=5),
+        training=TrainingConfig(epochs=20),
+        network=NetworkConfig(widths=(width,)),
+    ) for width in (8, 10, 12)}
+    return [Cell(setting={"width": n}, work=partial(run_cell, recipe=of, method=method)) for n, of in recipes.items()]
+"""
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    """The rows of a table, without their times."""
+    with (out / "table.csv").open() as file:
+        return [{k: v for k, v in row.items() if not k.endswith(" s")} for row in csv.DictReader(file)]
+
+
+def test_a_study_is_the_same_as_in_one_process(nodes: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "widths.py").write_text(CELLS)
+    for out, words in (("here", []), ("there", ["--ray", nodes.cluster.address, "--workers", "3"])):
+        main(["study", f"{tmp_path}/widths.py", "--out", f"{tmp_path}/{out}", "--device", "cpu", *words])
+    assert table(tmp_path / "there") == table(tmp_path / "here")
+    assert [row["width"] for row in table(tmp_path / "here")] == ["8", "10", "12"]
+    for width in (8, 10, 12):
+        name = f"cells/{width}-0/candidates.safetensors"
+        assert (tmp_path / "there" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "there" / "cells").rglob("*.*")}
+    main(["study", f"{tmp_path}/widths.py", "--out", f"{tmp_path}/there", "--ray", nodes.cluster.address])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "there" / "cells").rglob("*.*")} == before
+
+
+def test_an_audit_of_a_folder_is_the_same_as_in_one_process(nodes: Nodes, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Linear(784, 20), nn.ReLU(), nn.Linear(20, 10))
+        torch.save(network.state_dict(), models / f"epoch-{seed}.pt")
+    (models / "broken.pt").write_bytes(b"PK")
+    words = ["--images", "mnist-digits", "--per-class", "2", "--data-dir", "installed", "--no-find-start"]
+    words += ["--steps", "5", "--restarts", "1", "--device", "cpu"]
+    tables = []
+    for out, more in (("here", []), ("there", ["--ray", nodes.cluster.address, "--workers", "3"])):
+        main(["audit", "--all", str(models), "--out", f"{tmp_path}/{out}", *words, *more])
+        tables.append(table(tmp_path / out))
+        assert all((tmp_path / out / f"epoch-{seed}" / "report.html").exists() for seed in range(3))
+    assert tables[0] == tables[1] and len(tables[0]) == 4
+    before, after = (json.loads((tmp_path / o / "epoch-1" / "audit.json").read_text()) for o in ("here", "there"))
+    assert [image["ncc"] for image in before["images"]] == [image["ncc"] for image in after["images"]]
