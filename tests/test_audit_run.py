@@ -224,7 +224,7 @@ def test_without_held_out_images_nothing_is_proven(problem: Problem, folder: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--defend"], "held-out images as a control"),
+        (["--defend"], "the classes of the training and the held-out images"),
         (["--split", "half", "--held-out", "elsewhere"], "one place only"),
         (["--initial", "nowhere.pt"], "There is no"),
     ],

@@ -498,7 +498,7 @@ def test_the_results_go_to_one_stream_and_the_progress_to_the_other(
 ) -> None:
     shutil.copytree(finished, "run")
     capsys.readouterr()
-    main(["reconstruct", "run", *SHORT])
+    main(["reconstruct", "run", *SHORT, "--overwrite"])
     said = capsys.readouterr()
     assert re.search(r"\nAll 3 steps are done\. .*Residual .* s\.\n$", said.out)
     assert re.search(r"reconstruct .*100%", said.err)

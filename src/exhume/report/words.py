@@ -4,7 +4,8 @@ import re
 
 from exhume.attack.methods import Exhume
 from exhume.audit.readability import Fate
-from exhume.audit.scores import HEADLINE, SIGNIFICANT, Counts
+from exhume.audit.scores import HEADLINE, Counts
+from exhume.audit.significance import SIGNIFICANT
 from exhume.audit.verdict import Judgement
 from exhume.defence.training import TrainingConfig
 from exhume.runs.schema import CandidatesRecord

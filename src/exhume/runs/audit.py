@@ -31,7 +31,7 @@ from exhume.records import encode, provenance, replace_files
 from exhume.runs.applicability import read_applicability
 from exhume.runs.audit_record import AuditedImage, AuditRecord, LayerResidual, OwnersView
 from exhume.runs.claim import alone
-from exhume.runs.defences import compare_defences
+from exhume.runs.defences import check_comparable, compare_defences
 from exhume.runs.pipeline import reconstruct_run, score_run
 from exhume.runs.schema import CandidatesRecord, ScoresRecord
 from exhume.runs.start import found_start, is_untrained
@@ -306,7 +306,7 @@ def _view(own: Examination, others: Examination | None, theirs: Examination | No
 def _applicability(folder: Path, found: CandidatesRecord, seen: _Seen | None) -> Applicability:
     applies = read_applicability(found)
     if is_untrained(folder):
-        return replace(applies, method_reads=False, reason=UNTRAINED)
+        return replace(applies, untrained=True, reason=UNTRAINED)
     if seen is None:
         return applies
     if seen.held_out is None:
@@ -347,10 +347,10 @@ def _to_train_on(checkpoint: Checkpoint, mine: OwnedImages) -> Problem:
     """What variants of the network are trained on.
 
     Raises:
-        InputError: the images have no classes, or too few held-out ones.
+        InputError: as for `check_comparable`.
     """
-    if mine.labels is None or mine.held_out_labels is None or len(mine.held_out) < 2:
-        raise InputError("--defend trains on your images, so it needs their classes, and held-out images as a control.")
+    check_comparable(checkpoint, mine)
+    assert mine.labels is not None and mine.held_out_labels is not None
     return Problem(
         name=mine.name,
         images=mine.images,
