@@ -400,7 +400,9 @@ def test_a_large_image_fits_the_screen(opened: Open, pages: dict[str, Path], wid
 @pytest.mark.parametrize("script", [True, False], ids=["with the script", "without"])
 def test_a_touch_on_a_word_says_what_it_means(opened: Open, pages: dict[str, Path], width: int, script: bool) -> None:
     page = opened(pages["scored"], width, has_touch=True, java_script_enabled=script).page
-    words = page.get_by_role("heading", name="Recovered, against chance").locator("+ p .term")
+    heading = page.get_by_role("heading", name="Recovered, against chance")
+    heading.evaluate("one => one.scrollIntoView()")  # so that there is room beneath the words
+    words = heading.locator("+ p .term")
     assert words.count() == 3, "NCC, one-to-one, held-out images"
     for k, meaning in enumerate(
         ("Normalised cross-correlation", "No candidate counts for two", "They are the control")

@@ -227,6 +227,13 @@ def test_a_word_is_explained_once_in_a_text_and_others_text_stays_text() -> None
     assert "&amp; &lt;b&gt; NCC," in text and "NCCs" in text
 
 
+def test_no_line_ends_between_a_bracket_and_a_word_and_a_flag_is_code() -> None:
+    text = glossary.explained("Unexplained (residual 0.53); `--defend <x>` helps, NCC >= 0.9.")
+    assert '<span class="joined">(<button' in text and text.count("<span") == 1
+    assert "<code>--defend &lt;x&gt;</code>" in text
+    assert "≥\N{NO-BREAK SPACE}0.9" in text
+
+
 # ---- The audit
 
 HEADINGS = {
@@ -257,7 +264,8 @@ def test_the_audit_s_numbers_are_on_the_page(made: Made) -> None:
     page = page_of(made.folder)
     for said in (
         "photo-1.png one 0.9",
-        "photo.weight training images 0.021 held-out images 0.713 candidates 1.250 photo.bias training images 0.500",
+        "photo.weight training images 0.021 held-out images 0.713 candidates 1.250 Layer by layer",
+        "photo.bias training images 0.500",
         "4 found A candidate shows the image, at NCC 0.9 or more.",
         "2 outside the subspace",
         "It stays there if it ends at NCC 0.9 or more",
@@ -336,6 +344,15 @@ def test_an_audit_of_something_else_is_left_out(made: Made, other: str) -> None:
             (made.folder / name).unlink()
     text = page_of(made.folder).text
     assert "it is left out; audit again." in text and "photo" not in text
+
+
+def test_what_is_known_of_no_image_has_no_column(made: Made) -> None:
+    audit = make_audit(made.folder)
+    assert "Image File Class NCC Confidence Share" in page_of(made.folder).text
+    audited(made, images=[replace(image, confidence=None, share=None) for image in audit.images])
+    text = page_of(made.folder).text
+    assert "Image File Class NCC photo-" in text
+    assert "The share is how much" not in text
 
 
 def test_no_leak_is_listed_where_no_image_came_out(made: Made) -> None:

@@ -23,7 +23,7 @@ from exhume.runs.schema import CandidatesRecord, FoundStart, ScoresRecord, read_
 from made_run import RAN, Made, made_candidates, make_run, pictures_of, write_candidates
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
-INLINE = {"button", "sup", "b", "strong"}
+INLINE = {"button", "sup", "b", "strong", "span", "code"}
 
 
 class Reader(HTMLParser):

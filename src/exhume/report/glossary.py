@@ -76,10 +76,14 @@ GLOSSARY: dict[str, tuple[str, str]] = {
 """A term, the pattern of the words that stand for it in a text, and what it means. The page shows it at a touch."""
 
 _TERMS = re.compile("|".join(rf"(?P<_{i}>\b{pattern}\b)" for i, (pattern, _) in enumerate(GLOSSARY.values())))
+_CODE = re.compile("`([^`]+)`")
 
 
 def explained(text: str) -> "Markup":
-    """The text, typeset, with a button at the first use of each term of the glossary, which shows what it means."""
+    """The text, typeset, with a button at the first use of each term of the glossary, which shows what it means.
+
+    What stands in backticks is code.
+    """
     from markupsafe import Markup  # noqa: PLC0415
 
     text = typeset(text)
@@ -90,14 +94,26 @@ def explained(text: str) -> "Markup":
             key = str(found.lastgroup)
             if key not in seen:
                 seen.add(key)
-                yield Markup("{}").format(text[end : found.start()])
-                yield Markup('<button type="button" class="term" popovertarget="term{}">{}</button>').format(
+                before = text[end : found.start()]
+                button = Markup('<button type="button" class="term" popovertarget="term{}">{}</button>').format(
                     key, found.group()
                 )
+                if before.endswith("("):  # without the span a line may end between the bracket and the button
+                    button = Markup('<span class="joined">({}</span>').format(button)
+                yield _plain(before.removesuffix("("))
+                yield button
                 end = found.end()
-        yield Markup("{}").format(text[end:])
+        yield _plain(text[end:])
 
     return Markup("").join(parts())
+
+
+def _plain(text: str) -> "Markup":
+    """Text without terms; what stands in backticks is code."""
+    from markupsafe import Markup  # noqa: PLC0415
+
+    parts = enumerate(_CODE.split(text))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in parts)
 
 
 def meanings() -> list[dict[str, str]]:

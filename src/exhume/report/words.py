@@ -125,13 +125,14 @@ def _of_training(training: TrainingConfig | None, found: CandidatesRecord) -> li
 
 
 def typeset(text: str) -> str:
-    """A sentence of the program as a page prints it: ≥ for >=, 10⁻²⁰ for 1e-20, a raised apostrophe.
+    """A sentence of the program as a page prints it: ≥ for >=, with its number; 10⁻²⁰ for 1e-20; a raised apostrophe.
 
     Example:
-        >>> typeset("NCC >= 0.9, p < 1e-20, 3e-05")
+        >>> typeset("NCC >= 0.9, p < 1e-20, 3e-05").replace("\\N{NO-BREAK SPACE}", " ")
         'NCC ≥ 0.9, p < 10⁻²⁰, 3×10⁻⁵'
     """
     signs = re.sub(r"(?<=\w)'(?=\w)", "\N{RIGHT SINGLE QUOTATION MARK}", text.replace(">=", "≥").replace("<=", "≤"))
+    signs = re.sub(r"([≥≤]) (?=\d)", rf"\1{_SPACE}", signs)
     return re.sub(r"\b(\d+(?:\.\d+)?)e([+-]?\d+)\b", _power, signs)
 
 
