@@ -149,7 +149,7 @@ def _without_control(scores: Counts) -> tuple[str, str]:
     recovered, images = scores.recovered[HEADLINE], scores.images
     told = (
         f"{recovered} of {images} training images look like a candidate of their own, but no held-out images were "
-        "given, so nothing tells a leak from chance."
+        "given, so nothing tells it from chance."
         if recovered
         else f"none of {images} training images came out sharply, but no held-out images were given, so nothing tells "
         "weaker traces from chance."

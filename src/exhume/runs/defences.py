@@ -9,7 +9,7 @@ from torch import nn
 
 from exhume.attack.methods import Exhume
 from exhume.attack.reconstruct import reconstruct
-from exhume.audit.scores import score
+from exhume.audit.scores import HEADLINE, score
 from exhume.checkpoint import Checkpoint
 from exhume.defence.privacy import epsilon
 from exhume.defence.training import TrainingConfig, train
@@ -164,9 +164,9 @@ def _row(
     return DefenceRow(
         name=name,
         what=defence.what,
-        recovered=counts.recovered["0.9"],
+        recovered=counts.recovered[HEADLINE],
         images=counts.images,
-        null=counts.null["0.9"],
+        null=counts.null[HEADLINE],
         held_out=counts.held_out,
         accuracy=last.accuracy,
         held_out_accuracy=last.held_out_accuracy,
