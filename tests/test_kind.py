@@ -1,14 +1,19 @@
 """Whether a control is of the kind of the training images: seldom doubted where it is, and told where it is not."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from exhume.attack.methods import Exhume
+from exhume.attack.reconstruct import reconstruct
 from exhume.audit.kind import ANOTHER_KIND, kind_test
 from exhume.audit.scores import Scores, control_rows, score, sentence, shared_classes
-from exhume.audit.verdict import Applicability, Judgement, judge
+from exhume.audit.verdict import PLAINLY, Applicability, Judgement, judge
+from exhume.defence.training import TrainingConfig, train
+from exhume.networks import NetworkConfig
 from exhume.problems import Selection, load_problem
 from victims import generator
 
@@ -112,6 +117,8 @@ def test_images_that_were_never_seen_are_no_leak_whatever_the_control(
     """Ones resemble each other: many come out of candidates that show other ones, and no other digit does."""
     judged = list(verdicts(*digits, known, mix, 4))
     assert all(scores.recovered["0.8"] > scores.null["0.8"] + 10 for scores, _ in judged)
+    if mix == (50, 0) and not known:  # counts alone would prove a leak
+        assert min(min(scores.p_values.values()) for scores, _ in judged) < PLAINLY / 4
     for scores, judgement in judged:
         assert judgement.verdict != "leaks", judgement
         assert "chance alone" not in sentence(scores)
@@ -128,3 +135,34 @@ def test_true_images_are_told_within_classes_of_an_uneven_mix(digits: tuple[Tens
     scores = score(candidates, images[training], labels[training], images[control], held_out_labels=labels[control])
     assert scores.held_out == 20 and scores.p_kind is not None and scores.p_kind > 0.01
     assert scores.recovered["0.9"] > 40 and judge(scores, READS).strength == "plainly"
+
+
+def test_from_training_to_verdict_with_an_uneven_mix(digits: tuple[Tensor, Tensor]) -> None:
+    """A network of many ones leaks its own digits; ones that it never saw it does not, whatever the control."""
+    images, labels = digits
+    rows = drawn(labels, 1)
+    training = torch.cat([part[: 30 if digit == 1 else 4] for digit, part in enumerate(rows)])
+    control = torch.cat([part[100 : 150 if digit == 1 else 110] for digit, part in enumerate(rows)])
+    unseen, others = rows[1][200:250], torch.cat([part[300:306] for part in rows[:1] + rows[2:]])
+    problem = replace(
+        load_problem("mnist-digits", Selection(data_dir="installed")),
+        images=images[training],
+        labels=labels[training],
+        held_out=images[control],
+        held_out_labels=labels[control],
+    )
+    trained = train(problem, TrainingConfig(epochs=600), network=NetworkConfig(widths=(200,)))
+    candidates = reconstruct(trained.checkpoint, Exhume(steps=300, restarts=1))
+
+    def judged(own: Tensor, other: Tensor, known: bool) -> tuple[Scores, Judgement]:
+        of = (labels[own], labels[other]) if known else (None, None)
+        scores = score(candidates, images[own], of[0], images[other], held_out_labels=of[1])
+        return scores, judge(scores, READS)
+
+    scores, judgement = judged(training, control, known=True)
+    assert judgement.strength == "plainly" and scores.held_out == len(training)
+    for known in (True, False):
+        scores, judgement = judged(unseen, others, known)
+        assert scores.recovered["0.8"] > scores.null["0.8"] + 5
+        assert "of another kind" in judgement.sentence and "chance alone" not in sentence(scores)
+        assert judged(unseen, torch.cat([others[:40], rows[1][150:160]]), known)[1].verdict != "leaks"
