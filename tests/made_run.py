@@ -219,6 +219,8 @@ def made_readability(word: str, *, level: float) -> Readability:
         stay=9,
         held_out_stay=4,
         p_value=1e-5,
+        residual=0.2,
+        held_out_residual=0.9,
         reachable=12,
         reason=f"Thus {word} can be read.",
     )

@@ -275,7 +275,9 @@ def test_a_network_is_read_by_its_code_in_its_own_units(capsys: pytest.CaptureFi
     np.save("mean.npy", np.zeros((3, 2, 2)))
     assert "say the same" in refused(capsys, *run_words, "--centre", "mean.npy")
     assert "neither numbers nor an .npy file" in refused(capsys, *words, "--mean", "grey")
-    assert "can be attacked here, and not trained" in refused(capsys, "train", "toy-circle", "new", "--initial", "run")
+    assert "cannot train a network that was built elsewhere" in refused(
+        capsys, "train", "toy-circle", "new", "--initial", "run"
+    )
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ FLAGS = {
         "--among nowhere": "nowhere",
         "--out x.safetensors": "--out is for a file of weights",
     },
-    "find-start": {"": "required", "nowhere": "nowhere", "data.npz": "data.npz"},
+    "find-start": {"": "required", "nowhere": "nowhere", "data.npz": "There is no layer of weights"},
     "score": {
         "": "required",
         "nowhere": "There is no",
