@@ -36,7 +36,7 @@ def test_a_command_that_is_stopped_anywhere_goes_on(name: str, mode: str, tmp_pa
         words, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) >= 3
+    assert int(done.stdout) >= 2
 
 
 # ---- Signals
@@ -73,7 +73,7 @@ def test_a_signal_ends_a_command_with_its_state_saved(data: Path, command: str, 
     with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         until_there(Path(STATES[command]), process)
         first = Path(STATES[command]).read_bytes()
-        time.sleep(5)
+        time.sleep(12)  # a state is kept every ten seconds at least
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number

@@ -39,6 +39,9 @@ from exhume.runs.store import FILES, load_candidates, remove_after
 
 MOST_EXAMINED = 2000
 """Images at which the condition is evaluated: beyond, it would take longer than the attack itself."""
+WITHOUT_STATE = (
+    "The file holds the optimiser's state beside the weights, and images come out of it: publish the weights alone."
+)
 UNTRAINED = "The network was not trained: its weights are those that its initialisation drew."
 AS_SUBTRACTED = 1e-3
 """Difference of a pixel up to which what the network subtracts is the mean of the training images."""
@@ -111,7 +114,8 @@ def audit_run(
         notes=list(network.notes),
         judgement=judgement,
         applies=applies,
-        next_steps=next_steps(judgement, scores, found, defended=defend),
+        next_steps=next_steps(judgement, scores, found, defended=defend, untrained=applies.untrained)
+        + ([WITHOUT_STATE] if checkpoint.momentum else []),
         images=_images(folder, mine, scores, seen),
         owner=seen.view if seen else None,
         not_examined=why,
@@ -193,7 +197,9 @@ def leaked_csv(record: AuditRecord, classes: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def next_steps(judgement: Judgement, scores: ScoresRecord, found: CandidatesRecord, *, defended: bool) -> list[str]:
+def next_steps(
+    judgement: Judgement, scores: ScoresRecord, found: CandidatesRecord, *, defended: bool, untrained: bool = False
+) -> list[str]:
     """What the owner should do, a sentence each."""
     steps = []
     if judgement.verdict == "leaks":
@@ -209,6 +215,8 @@ def next_steps(judgement: Judgement, scores: ScoresRecord, found: CandidatesReco
             steps.append("`--defend` trains variants of the network on your images and shows which of them leak less.")
     elif judgement.verdict == "nothing found":
         steps.append("Nothing was found by this method. Another may find more: this is no proof that nothing leaks.")
+    elif untrained:
+        steps.append("Is this the right file? With model.py:name, `--weights` names the file of the trained weights.")
     elif judgement.strength == "not proven":
         steps.append("Nothing is decided: do not take this for a proof of safety, nor of a leak.")
     else:
