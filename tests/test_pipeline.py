@@ -621,7 +621,7 @@ def test_a_foreign_checkpoint_is_attacked_and_scored_in_its_own_folder(tmp_path:
     before = contents(folder)
     with pytest.raises(InputError, match=r"already holds checkpoint\.json, which no training here has made"):
         train_tiny(folder)
-    with pytest.raises(InputError, match="already holds a network that was trained there"):
+    with pytest.raises(InputError, match="already holds another checkpoint"):
         reconstruct_run(folder, SEARCH, foreign=foreign(tmp_path, seed=1))
     assert contents(folder) == before
 
@@ -642,7 +642,7 @@ def test_a_foreign_checkpoint_has_the_control_that_it_is_given_and_no_other(tmp_
     assert (alone.images, alone.held_out, alone.p_value, alone.p_rank) == (20, 0, None, None)
     assert alone.truth.source == "The owner's images, from mine.npz: 20, 10 of each of 2 classes"
     assert read_record(folder / "scores.json", ScoresRecord) == alone
-    assert "no held-out images were given" in draw(folder).read_text().lower()
+    assert "of 20 training points look recovered, without a control</title>" in draw(folder).read_text()
     others = load_problem("toy-circle").held_out[:, 0]
     beside = score_run(folder, (str(mine), Selection()), held_out=write_points(tmp_path / "new.npz", images=others))
     assert (beside.images, beside.held_out) == (20, 20) and beside.p_rank is not None
@@ -690,7 +690,7 @@ def test_a_foreign_checkpoint_is_not_adopted_for_settings_that_do_not_fit(tmp_pa
 
 def test_a_foreign_checkpoint_does_not_replace_a_trained_one(run: Path, tmp_path: Path) -> None:
     before = contents(run)
-    with pytest.raises(InputError, match="already holds another checkpoint"):
+    with pytest.raises(InputError, match="already holds a network that was trained there"):
         reconstruct_run(run, SEARCH, foreign=foreign(tmp_path))
     assert contents(run) == before
 

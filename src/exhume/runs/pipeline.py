@@ -226,6 +226,7 @@ def reconstruct_run(
     )
     finished = None if overwrite else _finished(folder, request)
     if finished is not None:
+        remove(folder / RECONSTRUCTION_STATE)  # if it was killed between the two
         return finished
     resume, before = _claim_reconstruction(folder, request, overwrite)
     start = time.perf_counter() - before
