@@ -13,6 +13,9 @@ from exhume.tuning.search_spaces import Setting
 if TYPE_CHECKING:
     from optuna import Study
 
+DAMAGED = (ValueError, LookupError, AttributeError, TypeError, AssertionError, OverflowError, OSError)
+"""What Optuna raises at a journal whose lines are not as it wrote them."""
+
 
 def claim(journal: Path, what: Mapping[str, Any], first: Sequence[Mapping[str, Setting]], *, largest: bool) -> "Study":
     """Opens the journal for one search, which is `alone` with it.
@@ -26,7 +29,7 @@ def claim(journal: Path, what: Mapping[str, Any], first: Sequence[Mapping[str, S
     _mend(journal)
     try:
         study = open_journal(journal, largest=largest)
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+    except DAMAGED as error:
         raise InputError(f"{journal} is damaged ({error}); add --overwrite to search from the start.") from None
     if study.user_attrs.setdefault("search", what) != json.loads(json.dumps(what)):
         raise InputError(f"{journal} holds another search; add --overwrite or use another folder.")
@@ -49,7 +52,7 @@ def remembers(journal: Path, what: Mapping[str, Any]) -> bool:
     try:
         _mend(journal)
         told = open_journal(journal, largest=False).user_attrs.get("search") if journal.exists() else None
-    except (ValueError, KeyError, AttributeError, TypeError, OSError):  # damaged
+    except DAMAGED:  # damaged
         return False
     return bool(told == json.loads(json.dumps(what)))
 
