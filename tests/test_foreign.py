@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,16 @@ def test_other_files_are_read_as_well(tmp_path: Path, kind: str) -> None:
         np.savez(path, **{name: tensor.numpy() for name, tensor in PLAIN.items()})
     read = read_network(tmp_path if kind == "folder" else path, shape=SHAPE)
     torch.testing.assert_close(scores_of(read.checkpoint), scores())
+
+
+def test_equal_layers_of_a_safetensors_file_keep_their_order(tmp_path: Path) -> None:
+    dense = [PIXELS, *[6] * 11, 3]  # of eleven layers 6 - 6 only the names tell the order: layers.10 behind layers.9
+    layers = [nn.Linear(before, after) for before, after in pairwise(dense)]
+    between = [one for layer in layers for one in (layer, nn.ReLU())][:-1]
+    named = {f"layers.{k}.{name}": t.detach() for k, layer in enumerate(layers) for name, t in layer.named_parameters()}
+    save_file(named, tmp_path / "model.safetensors")
+    read = read_network(tmp_path / "model.safetensors", shape=SHAPE)
+    torch.testing.assert_close(scores_of(read.checkpoint), scores(nn.Sequential(*between)))
 
 
 @pytest.mark.parametrize("biases", [(False, True), (True, True), (False, False)])

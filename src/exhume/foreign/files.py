@@ -266,9 +266,16 @@ def _read_safetensors(path: Path) -> Any:
     from safetensors.torch import load  # noqa: PLC0415
 
     try:
-        return load(path.read_bytes())
+        found = load(path.read_bytes())
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path} is no plain state dict: {error}") from None
+    return {name: found[name] for name in sorted(found, key=_with_numbers)}
+
+
+def _with_numbers(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts `layers.10` behind `layers.9`. The format keeps no order, and is read in another one each time."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
