@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from exhume.architecture import MLP, SplitNetwork, as_mlp, mlp_of, recognise
-from exhume.networks import CentredNetwork, NetworkConfig, build
+from exhume.networks import ACTIVATIONS, CentredNetwork, NetworkConfig, build
 
 CNN = NetworkConfig(kind="cnn", channels=(2, 1), widths=(30, 6), init_scale=None, bias="all")
 
@@ -23,16 +23,7 @@ def dense_layers(activation: nn.Module, biases: tuple[bool, bool] = (True, True)
     return [nn.Linear(12, 5, bias=biases[0]), activation, nn.Linear(5, 2, bias=biases[1])]
 
 
-@pytest.mark.parametrize(
-    ("activation", "name"),
-    [
-        (nn.ReLU(), "relu"),
-        (nn.LeakyReLU(), "leaky-relu"),
-        (nn.GELU(), "gelu"),
-        (nn.Tanh(), "tanh"),
-        (nn.Sigmoid(), "sigmoid"),
-    ],
-)
+@pytest.mark.parametrize(("name", "activation"), [(name, make()) for name, make in ACTIVATIONS.items()])
 @pytest.mark.parametrize("biases", [(True, True), (True, False), (False, False)])
 def test_mlps_are_recognised(activation: nn.Module, name: str, biases: tuple[bool, bool]) -> None:
     layers = dense_layers(activation, biases)

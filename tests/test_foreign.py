@@ -28,7 +28,7 @@ from exhume.foreign.files import REFUSED
 from exhume.foreign.normalising import SURE, as_image, tell_layout
 from exhume.foreign.operations import OPERATIONS
 from exhume.layers import KINDS, Layer, LayerGraph, build_layers
-from exhume.networks import NetworkConfig, Shape
+from exhume.networks import ACTIVATIONS, NetworkConfig, Shape
 
 SHAPE = (2, 4, 3)
 PIXELS = 24
@@ -150,6 +150,13 @@ def test_other_files_are_read_as_well(tmp_path: Path, kind: str) -> None:
         np.savez(path, **{name: tensor.numpy() for name, tensor in PLAIN.items()})
     read = read_network(tmp_path if kind == "folder" else path, shape=SHAPE)
     torch.testing.assert_close(scores_of(read.checkpoint), scores())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_of_the_table_is_told_in_a_module(activation: str) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 7), ACTIVATIONS[activation](), nn.Linear(7, 3))
+    read = read_network(network, shape=SHAPE).checkpoint.network
+    assert read == NetworkConfig(widths=(7,), activation=activation, init_scale=None, bias="all")
 
 
 def test_equal_layers_of_a_safetensors_file_keep_their_order(tmp_path: Path) -> None:

@@ -287,6 +287,7 @@ KINDS: dict[str, Callable[[Settings, Mapping[str, Tensor]], nn.Module]] = {
     "tanh": _without_parameters(nn.Tanh),
     "sigmoid": _without_parameters(nn.Sigmoid),
     "silu": _without_parameters(nn.SiLU),
+    "mish": _without_parameters(nn.Mish),
     "elu": _without_parameters(nn.ELU),
     "relu6": _without_parameters(nn.ReLU6),
     "softplus": _without_parameters(nn.Softplus),

@@ -19,6 +19,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "leaky-relu": nn.LeakyReLU,
     "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
 }
@@ -40,7 +44,7 @@ class NetworkConfig:
     channels: tuple[int, ...] = ()
     """Channels of each 3x3 convolution of a cnn (stride 2), before the dense layers."""
     activation: str = "relu"
-    """A row of ACTIVATIONS: relu, leaky-relu, gelu, tanh or sigmoid."""
+    """A row of ACTIVATIONS: relu, leaky-relu, gelu, silu, mish, elu, softplus, tanh or sigmoid."""
     bias: Literal["first", "all", "none"] = "first"
     """Which layers have a bias."""
     init_scale: float | None = 1e-4

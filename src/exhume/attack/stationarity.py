@@ -255,6 +255,24 @@ def _gelu(z: Tensor, _: Tensor | float) -> tuple[Tensor, Tensor]:
     return functional.gelu(z), torch.special.ndtr(z) + z * normal
 
 
+def _silu(z: Tensor, _: Tensor | float) -> tuple[Tensor, Tensor]:
+    gate = z.sigmoid()
+    return z * gate, gate + z * gate * (1 - gate)
+
+
+def _mish(z: Tensor, _: Tensor | float) -> tuple[Tensor, Tensor]:
+    gate = functional.softplus(z).tanh()
+    return z * gate, gate + z * z.sigmoid() * (1 - gate.pow(2))
+
+
+def _elu(z: Tensor, _: Tensor | float) -> tuple[Tensor, Tensor]:
+    return functional.elu(z), z.clamp_max(0).exp()
+
+
+def _softplus(z: Tensor, _: Tensor | float) -> tuple[Tensor, Tensor]:
+    return functional.softplus(z), z.sigmoid()
+
+
 def _tanh(z: Tensor, _: Tensor | float) -> tuple[Tensor, Tensor]:
     value = z.tanh()
     return value, 1 - value.pow(2)
@@ -269,6 +287,10 @@ SLOPES: dict[str, Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor]]] = {
     "relu": _hinge(0.0),
     "leaky-relu": _hinge(0.01),
     "gelu": _gelu,
+    "silu": _silu,
+    "mish": _mish,
+    "elu": _elu,
+    "softplus": _softplus,
     "tanh": _tanh,
     "sigmoid": _sigmoid,
 }

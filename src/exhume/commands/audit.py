@@ -72,7 +72,8 @@ class Audit:
     task: Task | None = None
     """What the outputs mean; without: several classes if there are several outputs, else two."""
     activation: str | None = None
-    """Of a file of weights alone: relu (without this flag), leaky-relu, gelu, tanh or sigmoid."""
+    """Of a file of weights alone: relu (without this flag), leaky-relu, gelu, silu, mish, elu, softplus, tanh or
+    sigmoid."""
     mean: tuple[str, ...] = ()
     """What training subtracted from images in [0, 1]: one number, one a channel, or an .npy file; without: what the
     file itself says, or nothing."""

@@ -411,6 +411,7 @@ OPERATIONS: dict[str, Handler] = {
     "tanh": _activation("tanh"),
     "sigmoid": _activation("sigmoid"),
     "silu": _activation("silu"),
+    "mish": _activation("mish"),
     "elu": _activation("elu", alpha=("alpha", 1.0)),
     "softplus": _activation("softplus", beta=("beta", 1.0), threshold=("threshold", 20.0)),
     "relu6": _activation("relu6"),

@@ -298,8 +298,7 @@ def _plain(read: ReadLayers) -> tuple[NetworkConfig, dict[str, Tensor]] | None:
     ):
         return None
     kind, settings = next(iter(between), ("relu", "{}"))
-    usual_settings = {"leaky-relu": "{'negative_slope': 0.01}", "gelu": "{'approximate': 'none'}"}.get(kind, "{}")
-    if kind not in ACTIVATIONS or settings != usual_settings:
+    if kind not in ACTIVATIONS or settings != str(_usual_settings(kind)):
         return None
     bias = _bias([f"{name}.bias" in read.weights for name in usual])
     if bias is None or list(read.graph.parameters) != list(read.weights):
@@ -426,5 +425,7 @@ def _usual_settings(activation: str) -> dict[str, Any]:
     usual: dict[str, dict[str, Any]] = {
         "leaky-relu": {"negative_slope": 0.01},
         "gelu": {"approximate": "none"},
+        "elu": {"alpha": 1.0},
+        "softplus": {"beta": 1.0, "threshold": 20.0},
     }
     return usual.get(activation, {})
