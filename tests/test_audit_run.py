@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from exhume.attack.examine import Examination
+from exhume.attack.methods import Exhume
 from exhume.cli import main
+from exhume.foreign import read_network
 from exhume.problems import Problem, Selection, load_problem
+from exhume.problems.owned import load_images
 from exhume.report import draw
+from exhume.runs import audit as audit_stage
 from exhume.runs import pipeline
+from exhume.runs.audit import finished_audit
 from exhume.runs.audit_record import AuditRecord
+from exhume.runs.defences import DEFENCES, DefenceRow
 from exhume.runs.schema import ScoresRecord, read_record
 
 CODE = """
@@ -305,3 +314,75 @@ def test_a_run_is_audited_as_it_is(tmp_path: Path) -> None:
     main(f"train mnist-digits {tmp_path}/run {data} --per-class 2 --widths 100 --epochs 500".split())
     audit(tmp_path / "run", "--images", "mnist-digits", *data.split(), "--per-class", 2, "--out", tmp_path / "out")
     assert record_of(tmp_path / "out").judgement.verdict == "leaks"
+
+
+def test_a_finished_audit_is_not_examined_again(leaking: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--mean", folder / "mean.npy"]
+    before = (leaking / "audit.json").read_bytes()
+    for stage in ("reconstruct_run", "score_run", "examine", "signals"):
+        monkeypatch.setattr(audit_stage, stage, None)
+    audit(*words, "--images", folder / "images.npz", "--out", leaking)
+    assert (leaking / "audit.json").read_bytes() == before
+
+
+def test_files_of_other_names_are_another_question(leaking: Path, folder: Path) -> None:
+    mine = load_images(folder / "images.npz")
+    network = read_network(
+        f"{folder}/model.py:Net",
+        shape=(1, 28, 28),
+        weights=folder / "weights.pt",
+        mean=np.load(folder / "mean.npy"),
+        layout=None,
+    )
+    asked = {"initial": None, "find_start": True}
+    method = Exhume(steps=250, restarts=1)
+    assert finished_audit(leaking, network, mine, method, **asked) == record_of(leaking)  # type: ignore[arg-type]
+    others = [replace(mine, names=mine.names[::-1]), replace(mine, images=mine.images.flip(0))]
+    for other in others:
+        assert finished_audit(leaking, network, other, method, **asked) is None  # type: ignore[arg-type]
+    assert finished_audit(leaking, network, mine, replace(method, steps=251), **asked) is None  # type: ignore[arg-type]
+
+
+def test_defences_are_added_to_a_finished_audit(leaking: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those that are missing to an audit that was interrupted between two of them."""
+    measured = []
+
+    def measure(*_: object, names: list[str], **__: object) -> Iterator[DefenceRow]:
+        for name in names[:2]:
+            measured.append(name)
+            yield DefenceRow(name=name, what="")
+
+    for stage in ("reconstruct_run", "score_run", "examine", "signals"):
+        monkeypatch.setattr(audit_stage, stage, None)
+    monkeypatch.setattr(audit_stage, "compare_defences", measure)
+    words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--mean", folder / "mean.npy"]
+    for _ in range(2):
+        audit(*words, "--images", folder / "images.npz", "--out", leaking, "--defend")
+    assert measured == list(DEFENCES)[:4]
+    record = record_of(leaking)
+    assert [row.name for row in record.defences] == measured
+    assert not any("--defend" in step for step in record.next_steps)
+    assert record.leaked
+
+
+def test_the_control_that_is_examined_has_the_classes_of_the_images(
+    problem: Problem, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the control that is counted has: of each class as many as were trained on."""
+    examined = []
+
+    def look(_: object, images: Tensor, labels: Tensor, *__: object, **___: object) -> Examination:
+        examined.append(labels.bincount(minlength=10).tolist())
+        nothing = torch.zeros(len(images))
+        values = dict.fromkeys(("multipliers", "explained", "margins", "inside", "reachable", "stays"), nothing)
+        return Examination(residual=1.0, believed={}, layers={}, **values)
+
+    monkeypatch.setattr(audit_stage, "examine", look)
+    rows = torch.cat([torch.nonzero(problem.labels == 0)[:6, 0], torch.nonzero(problem.labels > 5)[::2, 0]])
+    others = (problem.held_out_labels == 0) | (problem.held_out_labels > 5)
+    part = {"held_out": problem.held_out[others], "held_out_labels": problem.held_out_labels[others]}
+    data = saved_images(tmp_path, problem.images[rows], problem.labels[rows], **part)
+    words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--mean", folder / "mean.npy"]
+    audit(*words, "--images", data, "--out", tmp_path / "out", "--no-find-start")
+    assert examined[0][0] == 6
+    assert examined[1] == examined[0]

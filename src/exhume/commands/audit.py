@@ -26,10 +26,10 @@ from exhume.problems.owned import OwnedImages, Split, load_images
 from exhume.progress import ProgressCallback
 from exhume.records import replace_file
 from exhume.report import draw
-from exhume.runs.audit import Source, audit_run
+from exhume.runs.audit import Source, audit_run, finished_audit
 from exhume.runs.audit_record import AuditRecord
-from exhume.runs.audits import audit_row, finished_audit, folders_of, model_files
-from exhume.runs.defences import DefenceRow
+from exhume.runs.audits import audit_row, folders_of, model_files
+from exhume.runs.defences import DEFENCES, DefenceRow
 from exhume.runs.folders import map_folders
 from exhume.runs.pipeline import load_numbers
 from exhume.runs.schema import ScoresRecord, read_record
@@ -182,19 +182,21 @@ class Audit:
             except InputError as error:
                 rows[path] = {"status": str(error)}
                 continue
-            done = not self.overwrite and finished_audit(
-                folder,
-                network.checkpoint,
-                mine,
-                self._method,
-                initial=initial,
-                find_start=self.find_start,
-                defend=self.defend,
-            )
-            if done:
-                rows[path] = audit_row(folder)
-            else:
+            done = self._finished(folder, network, mine, initial)
+            if done is None or (self.defend and len(done.defences) < len(DEFENCES)):
                 yield folder, _Model(path=path, network=network, initial=initial)
+            else:
+                rows[path] = audit_row(folder)
+
+    def _finished(
+        self, folder: Path, network: ForeignNetwork, mine: OwnedImages, initial: Checkpoint | None
+    ) -> AuditRecord | None:
+        """This very audit, if it has ended in the folder; None where images do not fit, which the audit itself says."""
+        try:
+            asked = partial(finished_audit, folder, network, mine, self._method, initial=initial)
+            return None if self.overwrite else asked(find_start=self.find_start)
+        except InputError:
+            return None
 
     @property
     def _method(self) -> Exhume:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from exhume.attack.examine import Examination, examine
 from exhume.attack.methods import Exhume
+from exhume.attack.search import Method
 from exhume.attack.signals import signals
 from exhume.audit.membership import Membership, membership
 from exhume.audit.readability import Fate, fates, readability
-from exhume.audit.scores import HEADLINE, control_images, control_rows
+from exhume.audit.scores import HEADLINE, control_rows
 from exhume.audit.verdict import Applicability, Judgement, judge
 from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.devices import choose_device
@@ -30,8 +31,9 @@ from exhume.progress import Progress, ProgressCallback, no_op
 from exhume.records import encode, provenance, replace_files
 from exhume.runs.applicability import read_applicability
 from exhume.runs.audit_record import AuditedImage, AuditRecord, LayerResidual, OwnersView
+from exhume.runs.cells import known_record
 from exhume.runs.claim import alone
-from exhume.runs.defences import check_comparable, compare_defences
+from exhume.runs.defences import DEFENCES, check_comparable, compare_defences
 from exhume.runs.pipeline import reconstruct_run, score_run
 from exhume.runs.schema import CandidatesRecord, ScoresRecord
 from exhume.runs.start import found_start, is_untrained
@@ -42,6 +44,7 @@ MOST_EXAMINED = 2000
 WITHOUT_STATE = (
     "The file holds the optimiser's state beside the weights, and images come out of it: publish the weights alone."
 )
+DEFEND = "`--defend` trains variants of the network on your images and shows which of them leak less."
 UNTRAINED = "The network was not trained: its weights are those that its initialisation drew."
 AS_SUBTRACTED = 1e-3
 """Difference of a pixel up to which what the network subtracts is the mean of the training images."""
@@ -89,10 +92,53 @@ def audit_run(
     Raises:
         InputError: as for `reconstruct_run` and `score_run`, or the images do not fit the network.
     """
-    start, place = time.perf_counter(), choose_device(device)
+    method = method or Exhume()
+    asked = partial(finished_audit, folder, network, mine, method, initial=initial, find_start=find_start)
     checkpoint, mine = fitted(network.checkpoint, mine)
     problem = _to_train_on(checkpoint, mine) if defend else None
-    method = method or Exhume()
+    record = None if overwrite else asked()
+    if record is None:
+        record = _audit(
+            folder,
+            replace(network, checkpoint=checkpoint),
+            mine,
+            source,
+            method,
+            initial=initial,
+            find_start=find_start,
+            device=device,
+            overwrite=overwrite,
+            progress_callback=progress_callback,
+        )
+    if problem is None:
+        return record
+    return _with_defences(
+        folder,
+        record,
+        mine,
+        checkpoint=checkpoint,
+        problem=problem,
+        method=method,
+        device=device,
+        progress_callback=progress_callback,
+    )
+
+
+def _audit(
+    folder: Path,
+    network: ForeignNetwork,
+    mine: OwnedImages,
+    source: Source,
+    method: Exhume,
+    *,
+    initial: Checkpoint | None,
+    find_start: bool,
+    device: str,
+    overwrite: bool,
+    progress_callback: ProgressCallback,
+) -> AuditRecord:
+    """All stages but the defences, of a network and images that fit each other."""
+    start, place, checkpoint = time.perf_counter(), choose_device(device), network.checkpoint
     found = reconstruct_run(
         folder,
         method,
@@ -114,7 +160,7 @@ def audit_run(
         notes=list(network.notes),
         judgement=judgement,
         applies=applies,
-        next_steps=next_steps(judgement, scores, found, defended=defend, untrained=applies.untrained)
+        next_steps=next_steps(judgement, scores, found, untrained=applies.untrained)
         + ([WITHOUT_STATE] if checkpoint.momentum else []),
         images=_images(folder, mine, scores, seen),
         owner=seen.view if seen else None,
@@ -123,16 +169,65 @@ def audit_run(
         provenance=provenance(device=place, seed=found.provenance.seed, seconds=time.perf_counter() - start),
     )
     _write(folder, record, mine)
-    if problem is not None:
-        rows = compare_defences(
-            checkpoint, problem, method, seed=method.seed, device=place, progress_callback=progress_callback
-        )
-        for row in rows:  # each is kept as soon as it is measured
-            seconds = time.perf_counter() - start
-            ran = provenance(device=place, seed=found.provenance.seed, seconds=seconds)
-            record = replace(record, defences=[*record.defences, row], provenance=ran)
-            _write(folder, record, mine)
     return record
+
+
+def _with_defences(
+    folder: Path,
+    record: AuditRecord,
+    mine: OwnedImages,
+    *,
+    checkpoint: Checkpoint,
+    problem: Problem,
+    method: Exhume,
+    device: str,
+    progress_callback: ProgressCallback,
+) -> AuditRecord:
+    """The audit with the defences that it does not have yet; each is kept as soon as it is measured."""
+    start, place = time.perf_counter(), choose_device(device)
+    record = replace(record, next_steps=[step for step in record.next_steps if step != DEFEND])
+    there = {row.name: row for row in record.defences if not row.message}
+    missing = [name for name in DEFENCES if name not in there]
+    before, seed = record.provenance.seconds, method.seed
+    for row in compare_defences(
+        checkpoint, problem, method, names=missing, seed=seed, device=place, progress_callback=progress_callback
+    ):
+        there[row.name] = row
+        rows = [there[name] for name in DEFENCES if name in there]
+        ran = provenance(device=place, seed=record.provenance.seed, seconds=before + time.perf_counter() - start)
+        record = replace(record, defences=rows, provenance=ran)
+        _write(folder, record, mine)
+    return record
+
+
+def finished_audit(
+    folder: Path,
+    network: ForeignNetwork,
+    mine: OwnedImages,
+    method: Method,
+    *,
+    initial: Checkpoint | None,
+    find_start: bool,
+) -> AuditRecord | None:
+    """The record of exactly this audit, if it has ended in the folder, with or without defences; None: it has not.
+
+    Raises:
+        InputError: as for `fitted`.
+    """
+    audit = known_record(folder / "audit.json", AuditRecord)
+    found = known_record(folder / "candidates.json", CandidatesRecord)
+    if audit is None or found is None or known_record(folder / "scores.json", ScoresRecord) is None:
+        return None
+    checkpoint, mine = fitted(network.checkpoint, mine)
+    asked = (checkpoint.fingerprint, checkpoint.knowledge, list(network.notes), mine.fingerprint, mine.names, method)
+    names = tuple(image.name for image in audit.images)
+    there = (audit.checkpoint, found.known_mean, audit.notes, audit.truth.fingerprint, names, found.method)
+    if there != asked or found.checkpoint != audit.checkpoint:
+        return None
+    if initial is not None:
+        return audit if found.initial == initial.fingerprint else None
+    looked = (folder / "start.json").exists() if find_start else found.start is None
+    return audit if looked and (found.initial is None or found.start is not None) else None
 
 
 def _write(folder: Path, record: AuditRecord, mine: OwnedImages) -> None:
@@ -198,7 +293,7 @@ def leaked_csv(record: AuditRecord, classes: Sequence[str]) -> str:
 
 
 def next_steps(
-    judgement: Judgement, scores: ScoresRecord, found: CandidatesRecord, *, defended: bool, untrained: bool = False
+    judgement: Judgement, scores: ScoresRecord, found: CandidatesRecord, *, untrained: bool = False
 ) -> list[str]:
     """What the owner should do, a sentence each."""
     steps = []
@@ -211,8 +306,7 @@ def next_steps(
                 "The weights before training were found in the trained ones. Initialise from a secure source or on the "
                 "GPU, do not publish the seed, or train on."
             )
-        if not defended:
-            steps.append("`--defend` trains variants of the network on your images and shows which of them leak less.")
+        steps.append(DEFEND)
     elif judgement.verdict == "nothing found":
         steps.append("Nothing was found by this method. Another may find more: this is no proof that nothing leaks.")
     elif untrained:
@@ -248,10 +342,9 @@ def _owner_looks(
         return None, f"The condition is evaluated at {MOST_EXAMINED} images at most, and there are {len(mine.images)}."
     checkpoint = load_checkpoint(folder)
     start = initial or (found_start(folder) if found.start else None)
-    control = control_images(mine.held_out, len(mine.images))
     labels, control_labels = mine.labels, mine.held_out_labels
-    if control_labels is not None:
-        control_labels = control_labels[control_rows(len(mine.held_out), len(mine.images))]
+    rows = control_rows(len(mine.held_out), len(mine.images), labels, control_labels)
+    control, control_labels = mine.held_out[rows], None if control_labels is None else control_labels[rows]
     method = found.method if isinstance(found.method, Exhume) else Exhume()
 
     def told(step: int) -> None:
