@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exhume.attack.examine import Examination
 from exhume.attack.methods import Exhume
 from exhume.cli import main
+from exhume.commands.audit import Audit
 from exhume.foreign import read_network
+from exhume.owner.examine import Examination
 from exhume.problems import Problem, Selection, load_problem
 from exhume.problems.owned import load_images
 from exhume.report import draw
@@ -211,19 +212,16 @@ def test_fail_on_ends_with_1_and_json_is_the_record(
     assert json.loads(capsys.readouterr().out)["judgement"]["verdict"] == "leaks"
 
 
-def test_without_held_out_images_nothing_is_proven(problem: Problem, folder: Path, tmp_path: Path) -> None:
+def test_without_held_out_images_nothing_is_proven_and_a_pipeline_does_not_pass(
+    problem: Problem, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = saved_images(tmp_path, problem.images[::3], problem.labels[::3])
-    audit(
-        f"{folder}/model.py:Net",
-        "--weights",
-        folder / "weights.pt",
-        "--images",
-        data,
-        "--mean",
-        folder / "mean.npy",
-        "--out",
-        tmp_path / "out",
-    )
+    words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--mean", "images"]
+    with pytest.raises(SystemExit) as ended:
+        audit(*words, "--images", data, "--out", tmp_path / "out", "--fail-on", "leaks")
+    said = capsys.readouterr()
+    assert "verdict       not decided:" in said.out
+    assert ended.value.code == 3
     record = record_of(tmp_path / "out")
     assert record.judgement.strength == "not proven"
     assert record.membership == []
@@ -386,3 +384,41 @@ def test_the_control_that_is_examined_has_the_classes_of_the_images(
     audit(*words, "--images", data, "--out", tmp_path / "out", "--no-find-start")
     assert examined[0][0] == 6
     assert examined[1] == examined[0]
+
+
+def test_a_mean_that_is_wrong_is_told_at_once_and_again_at_the_end(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--images", folder / "images.npz"]
+    audit(*words, "--mean", "0.9", "--out", tmp_path / "out", "--no-find-start")
+    said = capsys.readouterr()
+    hint = record_of(tmp_path / "out").next_steps[0]
+    assert hint.endswith("if they are taken with their mean image subtracted: audit with --mean images.")
+    assert said.err.startswith(hint.partition(",")[0])
+    assert hint in said.out.replace("\n", " ")
+
+
+def test_the_mean_of_the_images_is_given_by_a_word(leaking: Path, folder: Path, tmp_path: Path) -> None:
+    words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--images", folder / "images.npz"]
+    audit(*words, "--mean", "images", "--out", tmp_path / "out")
+    by_word, by_file = record_of(tmp_path / "out"), record_of(leaking)
+    assert (by_word.checkpoint, by_word.judgement) == (by_file.checkpoint, by_file.judgement)
+    assert by_word.scaling is not None
+    assert by_word.scaling.best is None
+    assert not any("--mean" in step for step in by_word.next_steps)
+
+
+def test_code_without_weights_is_refused_and_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        audit(f"{folder}/model.py:Net", "--images", folder / "images.npz")
+    assert ended.value.code == 2
+    assert "--weights" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_folder_of_results_is_named_by_the_weights_too() -> None:
+    audits = [Audit(images="photos", model="model.py:Net", weights=weights) for weights in (None, Path("a/late.pt"))]
+    assert [one._name() for one in audits] == ["audit-Net", "audit-Net-late"]

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -13,9 +13,9 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from exhume.attack.methods import Exhume
 from exhume.audit.membership import membership_sentence
 from exhume.audit.readability import Fate
-from exhume.audit.verdict import Verdict
+from exhume.audit.verdict import NOT_DECIDED
 from exhume.checkpoint import Checkpoint, load_checkpoint
-from exhume.commands.display import bars, console, print_picked, print_scores, print_verdict
+from exhume.commands.display import bars, bars_console, console, print_picked, print_scores, print_verdict
 from exhume.commands.study import check_workers
 from exhume.devices import Device
 from exhume.errors import InputError
@@ -26,7 +26,7 @@ from exhume.problems.owned import OwnedImages, Split, load_images
 from exhume.progress import ProgressCallback
 from exhume.records import replace_file
 from exhume.report import draw
-from exhume.runs.audit import Source, audit_run, finished_audit
+from exhume.runs.audit import Source, audit_run, finished_audit, fitted, scaling_hint, scaling_of
 from exhume.runs.audit_record import AuditRecord
 from exhume.runs.audits import audit_row, folders_of, model_files
 from exhume.runs.defences import DEFENCES, DefenceRow
@@ -37,8 +37,10 @@ from exhume.runs.start import with_weights
 from exhume.runs.tables import Row, table_csv, table_text
 from exhume.tuning.workers import choose_workers
 
-LEAKS = 1
-"""Exit code with --fail-on, where the verdict is the one that is named."""
+LEAKS, UNDECIDED = 1, 3
+"""Exit codes with --fail-on: the network leaks; whether it does is not known."""
+OF_IMAGES = "images"
+"""What --mean says for the mean image of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,8 @@ class Audit:
     activation: str | None = None
     """Of a file of weights alone: relu (without this flag), leaky-relu, gelu, tanh or sigmoid."""
     mean: tuple[str, ...] = ()
-    """What training subtracted from images in [0, 1]: one number, one a channel, or an .npy file; without: what the
-    file itself says, or nothing."""
+    """What training subtracted from images in [0, 1]: one number, one a channel, an .npy file, or the word images: the
+    mean image of --images. Without: what the file itself says, or nothing."""
     std: tuple[str, ...] = ()
     """What training then divided by, likewise."""
     layout: Literal["chw", "hwc", "auto"] = "auto"
@@ -90,8 +92,10 @@ class Audit:
     """Seed of the searches."""
     defend: bool = False
     """Train variants of the network on the images, attack them alike, and show leak against accuracy."""
-    fail_on: Literal["leaks"] | None = None
-    """End with exit code 1 if this is the verdict; without: 0, whatever the verdict."""
+    fail_on: Literal["leaks", "undecided"] | None = None
+    """For a pipeline. leaks: end with exit code 1 if it leaks, and with 3 if the images cannot decide that (no control,
+    or none that is one). undecided: with 3 also if the method does not apply, so that only nothing found passes.
+    Without: 0, whatever the verdict."""
     json: bool = False
     """Print audit.json instead of sentences."""
     workers: int = 1
@@ -108,15 +112,19 @@ class Audit:
     def __call__(self) -> None:
         mine = load_images(self.images, held_out=self.held_out, split=self.split, selection=self.selection)
         verdicts = self._of_all(mine, self.all) if self.all is not None else [self._of_one(mine)]
-        if self.fail_on in verdicts:
-            sys.exit(LEAKS)
+        code = exit_code(verdicts, self.fail_on)
+        if code:
+            sys.exit(code)
 
-    def _of_one(self, mine: OwnedImages) -> Verdict:
+    def _of_one(self, mine: OwnedImages) -> str:
         if self.model is None:
             raise InputError("Say which model: a file, a program or model.py:name; or --all and a folder of them.")
         if self.ray is not None or self.workers != 1:
             raise InputError("--ray and --workers go with --all: one model is one piece of work.")
         network, folder = self._network(mine, self.model, self.weights), self.out or Path("runs") / self._name()
+        hint = scaling_hint(scaling_of(network, fitted(network.checkpoint, mine)[1]))
+        if hint:  # before the minutes that the audit takes
+            bars_console.print(hint, soft_wrap=True)
         with bars() as progress_callback:
             record = audit_run(
                 folder,
@@ -136,7 +144,7 @@ class Audit:
             sys.stdout.write((folder / "audit.json").read_text(encoding="utf-8"))
         else:
             _show(record, read_record(folder / "scores.json", ScoresRecord), folder, page)
-        return record.judgement.verdict
+        return record.judgement.name
 
     def _of_all(self, mine: OwnedImages, models: Path) -> list[str]:
         """The verdicts on the models in a folder, after their table."""
@@ -204,13 +212,22 @@ class Audit:
 
     def _name(self) -> str:
         """The name of the folder of results: by the model's, or that of the folder of models."""
-        return f"audit-{self.all.resolve().name if self.all else _stem(self.model or '')}"
+        if self.all is not None:
+            return f"audit-{self.all.resolve().name}"
+        weights = f"-{self.weights.stem}" if self.weights is not None else ""
+        return f"audit-{_stem(self.model or '')}{weights}"
 
     def _network(self, mine: OwnedImages, model: str, weights: Path | None) -> ForeignNetwork:
         if (Path(model) / "checkpoint.json").exists():
-            return ForeignNetwork(checkpoint=load_checkpoint(model))
+            return ForeignNetwork(checkpoint=load_checkpoint(model), scaling="the network")
         channels, height, width = mine.images.shape[1:]
-        return self._read(model, weights, (channels, height, width), self.task)
+        network = self._read(model, weights, (channels, height, width), self.task)
+        if self.mean != (OF_IMAGES,):
+            return network
+        checkpoint = network.checkpoint
+        centre = checkpoint.centre + mine.images.mean(0).to(checkpoint.centre)
+        scaling: Literal["the network", "the user"] = "the network" if network.scaling == "the network" else "the user"
+        return replace(network, checkpoint=replace(checkpoint, centre=centre), scaling=scaling)
 
     def _initial(self, trained: Checkpoint) -> Checkpoint | None:
         """The public weights; a last layer that they do not have counts as frozen."""
@@ -227,11 +244,19 @@ class Audit:
             task=task,
             weights=weights,
             activation=self.activation,
-            mean=load_numbers(self.mean),
+            mean=None if self.mean == (OF_IMAGES,) else load_numbers(self.mean),
             std=load_numbers(self.std),
             layout=None if self.layout == "auto" else self.layout,
             channels=self.channels,
         )
+
+
+def exit_code(verdicts: Iterable[str], fail_on: str | None) -> int:
+    """That of an audit, by the names of its verdicts and --fail-on."""
+    if fail_on is None:
+        return 0
+    open_ones = {NOT_DECIDED} if fail_on == "leaks" else {NOT_DECIDED, "does not apply"}
+    return LEAKS if "leaks" in verdicts else UNDECIDED if open_ones & set(verdicts) else 0
 
 
 def _stem(model: str) -> str:

@@ -12,10 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from exhume.attack.examine import Examination, examine
 from exhume.attack.methods import Exhume
 from exhume.attack.search import Method
-from exhume.attack.signals import signals
 from exhume.audit.membership import Membership, membership
 from exhume.audit.readability import Fate, fates, readability
 from exhume.audit.scores import HEADLINE, control_rows
@@ -25,6 +23,9 @@ from exhume.devices import choose_device
 from exhume.errors import InputError
 from exhume.foreign import ForeignNetwork
 from exhume.networks import NetworkConfig
+from exhume.owner.examine import Examination, examine
+from exhume.owner.scaling import ScalingCheck, check_scaling
+from exhume.owner.signals import signals
 from exhume.problems import Problem, Selection
 from exhume.problems.owned import OwnedImages, Split
 from exhume.progress import Progress, ProgressCallback, no_op
@@ -45,6 +46,10 @@ WITHOUT_STATE = (
     "The file holds the optimiser's state beside the weights, and images come out of it: publish the weights alone."
 )
 DEFEND = "`--defend` trains variants of the network on your images and shows which of them leak less."
+ASK_FOR_SCALING = (
+    "Was a mean subtracted from the images, or were they scaled? Nobody has said so: give --mean and --std, or "
+    "--mean 0 if not."
+)
 UNTRAINED = "The network was not trained: its weights are those that its initialisation drew."
 AS_SUBTRACTED = 1e-3
 """Difference of a pixel up to which what the network subtracts is the mean of the training images."""
@@ -152,7 +157,7 @@ def _audit(
     )
     scores = score_run(folder, (source.images, source.selection), loaded=mine)
     seen, why = _owner_looks(folder, found, mine, initial, progress_callback)
-    applies = _applicability(folder, found, seen)
+    applies, scaling = _applicability(folder, found, seen), scaling_of(network, mine)
     judgement = judge(scores, applies)
     record = AuditRecord(
         truth=scores.truth,
@@ -160,8 +165,12 @@ def _audit(
         notes=list(network.notes),
         judgement=judgement,
         applies=applies,
-        next_steps=next_steps(judgement, scores, found, untrained=applies.untrained)
-        + ([WITHOUT_STATE] if checkpoint.momentum else []),
+        next_steps=[
+            *about_scaling(network, scaling, leaks=judgement.verdict == "leaks", untrained=applies.untrained),
+            *next_steps(judgement, scores, found, untrained=applies.untrained),
+            *([WITHOUT_STATE] if checkpoint.momentum else []),
+        ],
+        scaling=scaling,
         images=_images(folder, mine, scores, seen),
         owner=seen.view if seen else None,
         not_examined=why,
@@ -290,6 +299,42 @@ def leaked_csv(record: AuditRecord, classes: Sequence[str]) -> str:
         values = (getattr(image, column) for column in columns[2:])
         writer.writerow([image.name, label, *(None if value is None else f"{value:.6g}" for value in values)])
     return text.getvalue()
+
+
+def scaling_of(network: ForeignNetwork, mine: OwnedImages) -> ScalingCheck | None:
+    """Whether the network knows the images better if they are scaled otherwise; None where that cannot be told.
+
+    Not asked where the network itself says how they are scaled.
+    """
+    if network.scaling == "the network":
+        return None
+    return check_scaling(network.checkpoint, mine.images, mine.labels)
+
+
+def scaling_hint(check: ScalingCheck | None) -> str:
+    """One sentence where the network was plainly trained on images of another scaling; else ""."""
+    return _known(check) if check is not None and check.is_plain else ""
+
+
+def about_scaling(
+    network: ForeignNetwork, check: ScalingCheck | None, *, leaks: bool, untrained: bool = False
+) -> list[str]:
+    """What to ask the owner of the scaling of her images: where nobody said it and nothing leaks, or it is wrong."""
+    if untrained:
+        return []
+    if check is not None and check.is_plain:
+        return [_known(check)]
+    if network.scaling != "nobody" or leaks:
+        return []
+    return [" ".join([ASK_FOR_SCALING, *([_known(check)] if check else [])])]
+
+
+def _known(check: ScalingCheck) -> str:
+    """How many images the network classifies rightly, and what would let it know more."""
+    now = f"As it was read, the network classifies {check.right} of {check.images} of your images rightly"
+    if check.best is None:
+        return f"{now}, and no usual scaling lets it know more."
+    return f"{now}, and {check.best.right} if they are taken {check.best.words}: audit with {check.best.flags}."
 
 
 def next_steps(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from exhume.audit.membership import Membership
 from exhume.audit.readability import Fate
 from exhume.audit.verdict import Applicability, Judgement
+from exhume.owner.scaling import ScalingCheck
 from exhume.records import Provenance
 from exhume.runs.defences import DefenceRow
 from exhume.runs.schema import ProblemRecord
@@ -71,7 +72,8 @@ class AuditRecord:
     judgement: the verdict with its reasons; applies: what it rests on besides the counts in scores.json; next_steps:
     what to do, a sentence each; images: all training images; owner: None if the condition was not evaluated at them,
     for the reason in `not_examined`; membership: the best signal first, [] without held-out images; defences: [] if
-    they were not asked for.
+    they were not asked for; scaling: whether the network knows the images better if they are scaled otherwise, None
+    where that was not looked at.
     """
 
     truth: ProblemRecord
@@ -85,6 +87,7 @@ class AuditRecord:
     not_examined: str = ""
     membership: list[Membership] = field(default_factory=list)
     defences: list[DefenceRow] = field(default_factory=list)
+    scaling: ScalingCheck | None = None
     provenance: Provenance
 
     @property

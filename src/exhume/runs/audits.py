@@ -44,7 +44,7 @@ def audit_row(folder: Path) -> Row:
     found, checked = read_record(folder / "candidates.json", CandidatesRecord), scores.held_out > 0
     owner = audit.owner
     return {
-        "verdict": audit.judgement.verdict,
+        "verdict": audit.judgement.name,
         "images": scores.images,
         "recovered": scores.recovered[HEADLINE],
         "null": scores.null[HEADLINE] if checked else None,

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exhume.architecture import mlp_of
-from exhume.attack.examine import CHUNK, FittedImages, Labels, fit_images, margins, shares_of_weights
 from exhume.attack.methods import Exhume
 from exhume.attack.spectrum import HOMOGENEOUS, first_layer_spectrum
 from exhume.checkpoint import Checkpoint
 from exhume.networks import Task
+from exhume.owner.examine import CHUNK, FittedImages, Labels, fit_images, margins, shares_of_weights
 
 NEAR = 0.1
 """Pre-activation, relative to the root mean square of an image's, below which a neuron is near its hinge. Among six

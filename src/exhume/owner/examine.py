@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exhume.attack.fit import Fit, Pairs, fit
 from exhume.attack.methods import Exhume
 from exhume.attack.optimisation import Stepper
 from exhume.attack.reconstruct import explained_shares
@@ -25,6 +24,7 @@ from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
 from exhume.metrics import similarity
 from exhume.networks import Task
+from exhume.owner.fit import Fit, Pairs, fit
 
 Labels = Int[Tensor, " labels"] | Float[Tensor, " labels"]
 CHUNK = 256
