@@ -259,12 +259,12 @@ def test_signals_are_larger_of_training_images() -> None:
         "margin",
         "share of the weights",
         "multiplier",
-        "first directions",
-        "near the hinges",
+        "within the first layer",
+        "neurons about to switch",
     }
     for name, values in told.items():
         assert values.shape == (60,) and values[:30].median() > values[30:].median(), name
-    assert told["first directions"][:30].min() > told["first directions"][30:].max()
+    assert told["within the first layer"][:30].min() > told["within the first layer"][30:].max()
 
 
 def test_signals_of_an_own_network_need_no_dense_layer() -> None:

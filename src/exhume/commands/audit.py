@@ -27,7 +27,7 @@ from exhume.progress import ProgressCallback
 from exhume.records import replace_file
 from exhume.report import draw
 from exhume.runs.audit import Source, audit_run, finished_audit, fitted, scaling_hint, scaling_of
-from exhume.runs.audit_record import AuditRecord
+from exhume.runs.audit_record import EXPLAINED, AuditRecord
 from exhume.runs.audits import audit_row, folders_of, model_files
 from exhume.runs.defences import DEFENCES, DefenceRow
 from exhume.runs.folders import map_folders
@@ -358,14 +358,19 @@ def _owner_sentences(record: AuditRecord) -> list[str]:
     if view is None:
         return [record.not_examined]
     whole = view.residuals[0]
-    against = "" if whole.held_out is None else f", never-seen images {whole.held_out:.0%}"
-    by_candidates = "" if whole.candidates is None else f", the candidates {whole.candidates:.0%}"
+    against = "" if whole.held_out is None else f", never-seen images {_left(whole.held_out)}"
+    by_candidates = "" if whole.candidates is None else f", the candidates {_left(whole.candidates)}"
     stay = f"a search begun at your images stays at {view.stay} of {view.training}"
     control = f", at {view.held_out_stay} of {view.held_out} never-seen ones" if view.held_out else ""
     return [
-        f"of what is to be explained your images leave {whole.training:.0%}{against}{by_candidates}",
+        f"of {EXPLAINED[view.of]} your images leave {_left(whole.training)} unexplained{against}{by_candidates}",
         f"{stay}{control}",
     ]
+
+
+def _left(residual: float) -> str:
+    """A residual in words: below 0 more is explained than stands out of the noise, above 1 less than by no image."""
+    return "nothing" if residual <= 0 else "all" if residual >= 1 else f"{residual:.0%}"
 
 
 def _defence_sentence(row: DefenceRow) -> str:

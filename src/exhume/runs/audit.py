@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from exhume.attack.methods import Exhume
+from exhume.attack.momentum import momentum_target
 from exhume.attack.search import Method
 from exhume.audit.membership import Membership, membership
 from exhume.audit.readability import Fate, fates, readability
 from exhume.audit.scores import HEADLINE, control_rows
 from exhume.audit.verdict import Applicability, Judgement, judge
+from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.devices import choose_device
 from exhume.errors import InputError
@@ -31,7 +33,7 @@ from exhume.problems.owned import OwnedImages, Split
 from exhume.progress import Progress, ProgressCallback, no_op
 from exhume.records import encode, provenance, replace_files
 from exhume.runs.applicability import read_applicability
-from exhume.runs.audit_record import AuditedImage, AuditRecord, LayerResidual, OwnersView
+from exhume.runs.audit_record import EXPLAINED, AuditedImage, AuditRecord, LayerResidual, OwnersView
 from exhume.runs.cells import known_record
 from exhume.runs.claim import alone
 from exhume.runs.defences import DEFENCES, check_comparable, compare_defences
@@ -42,15 +44,16 @@ from exhume.runs.store import FILES, load_candidates, remove_after
 
 MOST_EXAMINED = 2000
 """Images at which the condition is evaluated: beyond, it would take longer than the attack itself."""
-WITHOUT_STATE = (
-    "The file holds the optimiser's state beside the weights, and images come out of it: publish the weights alone."
-)
+WITHOUT_STATE = "The file holds the optimiser's state beside the weights{}: publish the weights alone."
+"""What to do about a momentum, and why: images came out of it, or might."""
 DEFEND = "`--defend` trains variants of the network on your images and shows which of them leak less."
 ASK_FOR_SCALING = (
     "Was a mean subtracted from the images, or were they scaled? Nobody has said so: give --mean and --std, or "
     "--mean 0 if not."
 )
 UNTRAINED = "The network was not trained: its weights are those that its initialisation drew."
+STEPS_OF_A_LOOK = 4
+"""Steps that progress is told of while images are examined once."""
 AS_SUBTRACTED = 1e-3
 """Difference of a pixel up to which what the network subtracts is the mean of the training images."""
 BELIEVED = "all that is believed"
@@ -168,7 +171,7 @@ def _audit(
         next_steps=[
             *about_scaling(network, scaling, leaks=judgement.verdict == "leaks", untrained=applies.untrained),
             *next_steps(judgement, scores, found, untrained=applies.untrained),
-            *([WITHOUT_STATE] if checkpoint.momentum else []),
+            *([_without_state(judgement, seen)] if checkpoint.momentum else []),
         ],
         scaling=scaling,
         images=_images(folder, mine, scores, seen),
@@ -365,6 +368,11 @@ def next_steps(
     return steps
 
 
+def _without_state(judgement: Judgement, seen: "_Seen | None") -> str:
+    came = judgement.verdict == "leaks" and seen is not None and seen.view.of == "momentum"
+    return WITHOUT_STATE.format(", and images come out of it" if came else ", and images can come out of it")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
     """What the owner sees: of the training and of the held-out images, the view of both, and membership."""
@@ -374,6 +382,13 @@ class _Seen:
     view: OwnersView
     membership: list[Membership]
 
+    @property
+    def lead(self) -> float:
+        """How plainly more training images than held-out ones stay: larger, the plainer."""
+        if self.held_out is None:
+            return float(self.view.stay)
+        return -readability(self.training, self.held_out, membership_p=1.0).p_value
+
 
 def _owner_looks(
     folder: Path,
@@ -382,41 +397,77 @@ def _owner_looks(
     initial: Checkpoint | None,
     progress_callback: ProgressCallback,
 ) -> tuple[_Seen | None, str]:
-    """Evaluates the condition at the images; None, and why, where that is not possible."""
+    """Evaluates the condition at the images; None, and why, where that is not possible.
+
+    Where an optimiser's momentum was attacked beside the weights, at both: what is told is of that where they
+    stay the more plainly.
+    """
     if len(mine.images) > MOST_EXAMINED:
         return None, f"The condition is evaluated at {MOST_EXAMINED} images at most, and there are {len(mine.images)}."
     checkpoint = load_checkpoint(folder)
     start = initial or (found_start(folder) if found.start else None)
-    labels, control_labels = mine.labels, mine.held_out_labels
-    rows = control_rows(len(mine.held_out), len(mine.images), labels, control_labels)
-    control, control_labels = mine.held_out[rows], None if control_labels is None else control_labels[rows]
     method = found.method if isinstance(found.method, Exhume) else Exhume()
+    candidates, both = load_candidates(folder)[0], (False, True) if _momentum_attacked(checkpoint) else (False,)
 
-    def told(step: int) -> None:
-        progress_callback(Progress(stage="examine", step=step, total=4, values={}))
+    def told(step: int, total: int = STEPS_OF_A_LOOK * len(both)) -> None:
+        progress_callback(Progress(stage="examine", step=step, total=total, values={}))
 
     told(0)
     try:
-        own = examine(checkpoint, mine.images, labels, method, initial=start)
-        told(1)
-        others = examine(checkpoint, control, control_labels, method, initial=start) if len(control) else None
-        told(2)
-        candidates = load_candidates(folder)[0]
-        sound = candidates.images.isfinite().flatten(1).all(1)
-        theirs = None
-        if sound.any():
-            theirs = examine(
-                checkpoint, candidates.images[sound], candidates.labels[sound], method, initial=start, steps=0
+        looks = [
+            _look(
+                checkpoint,
+                mine,
+                candidates,
+                method,
+                initial=start,
+                of_momentum=of_momentum,
+                told=lambda step, before=STEPS_OF_A_LOOK * place: told(before + step),  # type: ignore[misc]
             )
-        told(3)
-        known = labels is not None and control_labels is not None
-        both = None if not known else torch.cat([labels, control_labels])  # type: ignore[list-item]
-        told_apart = signals(checkpoint, torch.cat([mine.images, control]), both, method, initial=start)
+            for place, of_momentum in enumerate(both)
+        ]
     except InputError as error:
         return None, str(error)
-    told(4)
-    view = _view(own, others, theirs)
-    return _Seen(training=own, held_out=others, view=view, membership=_membership(told_apart, len(mine.images))), ""
+    return max(looks, key=lambda seen: seen.lead), ""
+
+
+def _momentum_attacked(checkpoint: Checkpoint) -> bool:
+    """Whether there is a momentum, and searches explained it."""
+    try:
+        return bool(checkpoint.momentum) and momentum_target(checkpoint) is not None
+    except InputError:
+        return False
+
+
+def _look(
+    checkpoint: Checkpoint,
+    mine: OwnedImages,
+    candidates: Candidates,
+    method: Exhume,
+    *,
+    initial: Checkpoint | None,
+    of_momentum: bool,
+    told: Callable[[int], None],
+) -> _Seen:
+    """Looks at the training images, the control and the candidates, as explanations of one thing."""
+    labels, control_labels = mine.labels, mine.held_out_labels
+    rows = control_rows(len(mine.held_out), len(mine.images), labels, control_labels)
+    control, control_labels = mine.held_out[rows], None if control_labels is None else control_labels[rows]
+    at = partial(examine, checkpoint, method=method, initial=initial, of_momentum=of_momentum)
+    own = at(mine.images, labels)
+    told(1)
+    others = at(control, control_labels) if len(control) else None
+    told(2)
+    sound = candidates.images.isfinite().flatten(1).all(1)
+    theirs = at(candidates.images[sound], candidates.labels[sound], steps=0) if sound.any() else None
+    told(3)
+    known = labels is not None and control_labels is not None
+    both = None if not known else torch.cat([labels, control_labels])  # type: ignore[list-item]
+    images = torch.cat([mine.images, control])
+    told_apart = signals(checkpoint, images, both, method, initial=initial, of_momentum=of_momentum)
+    told(STEPS_OF_A_LOOK)
+    found = _membership(told_apart, len(mine.images))
+    return _Seen(training=own, held_out=others, view=_view(own, others, theirs), membership=found)
 
 
 def _membership(values: Mapping[str, Tensor], members: int) -> list[Membership]:
@@ -441,6 +492,7 @@ def _view(own: Examination, others: Examination | None, theirs: Examination | No
     rest = [None if one is None else one.layers for one in (others, theirs)]
     rows = [row(name, own.layers, *rest) for name in own.layers]
     return OwnersView(
+        of=own.of,
         residuals=[whole, *rows],
         training=len(own.stays),
         stay=stay(own),
@@ -453,13 +505,15 @@ def _applicability(folder: Path, found: CandidatesRecord, seen: _Seen | None) ->
     applies = read_applicability(found)
     if is_untrained(folder):
         return replace(applies, untrained=True, reason=UNTRAINED)
-    if seen is None:
-        return applies
-    if seen.held_out is None:
+    if seen is not None and seen.view.of == "momentum" and applies.reason:
+        applies = replace(applies, reason=f"As for the weights without the momentum: {applies.reason}")
+    if seen is None or seen.held_out is None:
         return applies
     # of several signals the best is taken, so its chance counts as often as there are signals
     chance = min((len(seen.membership) * one.p_value for one in seen.membership), default=1.0)
-    return replace(applies, readability=readability(seen.training, seen.held_out, membership_p=min(1.0, chance)))
+    explained = EXPLAINED[seen.view.of]
+    told = readability(seen.training, seen.held_out, membership_p=min(1.0, chance), explained=explained)
+    return replace(applies, readability=told)
 
 
 def _images(folder: Path, mine: OwnedImages, scores: ScoresRecord, seen: _Seen | None) -> list[AuditedImage]:
