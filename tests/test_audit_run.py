@@ -16,7 +16,9 @@ from torch.nn import functional
 from exhume.attack.methods import Exhume
 from exhume.cli import main
 from exhume.commands.audit import Audit
-from exhume.foreign import read_network
+from exhume.errors import InputError
+from exhume.foreign import layout_of, read_network
+from exhume.networks import NetworkConfig
 from exhume.owner.examine import Examination
 from exhume.problems import Problem, Selection, load_problem
 from exhume.problems.owned import load_images
@@ -27,6 +29,7 @@ from exhume.runs.audit import finished_audit
 from exhume.runs.audit_record import AuditRecord
 from exhume.runs.defences import DEFENCES, DefenceRow
 from exhume.runs.schema import ScoresRecord, read_record
+from exhume.runs.start import with_weights
 
 CODE = """
 from torch import nn
@@ -422,3 +425,51 @@ def test_code_without_weights_is_refused_and_leaves_nothing(
 def test_the_folder_of_results_is_named_by_the_weights_too() -> None:
     audits = [Audit(images="photos", model="model.py:Net", weights=weights) for weights in (None, Path("a/late.pt"))]
     assert [one._name() for one in audits] == ["audit-Net", "audit-Net-late"]
+
+
+def test_a_start_of_other_names_is_matched_layer_by_layer(folder: Path, tmp_path: Path) -> None:
+    """That of a plain file for a network of code, as where it was found in the one and is given for the other."""
+    torch.manual_seed(11)
+    start = nn.Sequential(nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
+    torch.save(start.state_dict(), tmp_path / "start.pt")
+    words = {"images": "photos", "model": f"{folder}/model.py:Net", "weights": folder / "weights.pt"}
+    one = Audit(**words, initial=tmp_path / "start.pt")  # type: ignore[arg-type]
+    trained_network = one._read(str(one.model), one.weights, (1, 28, 28), None).checkpoint
+    initial = one._initial(trained_network)
+    assert initial is not None
+    assert initial.network == trained_network.network
+    for row, name in ((0, "fc1"), (2, "fc2")):
+        for part in ("weight", "bias"):
+            assert torch.equal(initial.weights[f"{name}.{part}"], start.get_parameter(f"{row}.{part}"))
+
+
+@pytest.mark.parametrize(("outputs", "width", "fits"), [(10, 100, 4), (7, 100, 2), (10, 90, 0)])
+def test_layers_of_other_names_must_have_the_shapes(outputs: int, width: int, fits: int, folder: Path) -> None:
+    """All but the last layer's; what does not fit keeps its trained values."""
+    network = read_network(f"{folder}/model.py:Net", shape=(1, 28, 28), weights=folder / "weights.pt").checkpoint
+    start = nn.Sequential(nn.Linear(784, width), nn.ReLU(), nn.Linear(width, outputs)).state_dict()
+    if not fits:
+        with pytest.raises(InputError, match="layer by layer"):
+            with_weights(network, start)
+        return
+    found = with_weights(network, start).weights
+    assert sum(not torch.equal(value, network.weights[name]) for name, value in found.items()) == fits
+
+
+def test_the_start_is_read_in_the_layout_of_the_trained_network(tmp_path: Path) -> None:
+    """Though its own weights would tell another, or nothing."""
+    waves = torch.stack([torch.cos(k * torch.linspace(0, 3.14, 8)) for k in range(5)])
+    pictures = torch.einsum("ay,bx,c->abyxc", waves, waves, torch.tensor([1.0, -1.0, 1.0])).reshape(25, -1)
+    smooth = torch.cat([pictures, pictures[:5]])
+    layers = nn.Sequential(nn.Linear(192, 30), nn.ReLU(), nn.Linear(30, 2))
+    torch.save(layers.state_dict(), tmp_path / "start.pt")
+    with torch.no_grad():
+        layers.get_parameter("0.weight").copy_(smooth)
+    torch.save(layers.state_dict(), tmp_path / "model.pt")
+    one = Audit(images="photos", model=str(tmp_path / "model.pt"), initial=tmp_path / "start.pt")
+    trained_network = one._read(str(one.model), None, (3, 8, 8), None).checkpoint
+    assert layout_of(trained_network) == "hwc"
+    initial = one._initial(trained_network)
+    assert initial is not None
+    assert initial.network == trained_network.network
+    assert layout_of(replace(trained_network, network=NetworkConfig())) == "chw"

@@ -19,7 +19,7 @@ from exhume.commands.display import bars, bars_console, console, print_picked, p
 from exhume.commands.study import check_workers
 from exhume.devices import Device
 from exhume.errors import InputError
-from exhume.foreign import ForeignNetwork, read_network
+from exhume.foreign import ForeignNetwork, layout_of, read_network
 from exhume.networks import Shape, Task
 from exhume.problems import Selection, locate
 from exhume.problems.owned import OwnedImages, Split, load_images
@@ -34,11 +34,14 @@ from exhume.runs.folders import map_folders
 from exhume.runs.pipeline import load_numbers
 from exhume.runs.schema import ScoresRecord, read_record
 from exhume.runs.start import with_weights
+from exhume.runs.store import FILES
 from exhume.runs.tables import Row, table_csv, table_text
 from exhume.tuning.workers import choose_workers
 
 LEAKS, UNDECIDED = 1, 3
 """Exit codes with --fail-on: the network leaks; whether it does is not known."""
+FOUND = FILES["start"][1]
+"""The file of the weights that a search for the start has found."""
 OF_IMAGES = "images"
 """What --mean says for the mean image of the images."""
 
@@ -54,7 +57,8 @@ class Audit:
     """Audit each model file in this folder and beneath it, and write one table of all. With model.py:name the files are
     the weights."""
     images: str
-    """Its training images: a folder with a folder for each class, an .npz file, or a .py file with load()."""
+    """Its training images: a folder with a folder for each class (or with images alone), an .npz file, a .py file with
+    load(), or the name of a problem."""
     held_out: Path | None = None
     """Images of the same kind that it never saw: a folder or an .npz file. Without any there is no control."""
     split: Split | None = None
@@ -67,10 +71,11 @@ class Audit:
     weights: Path | None = None
     """For model.py:name: the file of its weights."""
     initial: Path | None = None
-    """The weights that its training began with, if they are public: the same kinds of files."""
+    """The weights that its training began with, if they are public or were found: the same kinds of files, or a folder
+    where they were found. Where names differ, layers are matched by order and shape."""
     find_start: bool = True
-    """Look in the weights for what training began with, unless --initial says it. It takes seconds, or minutes where
-    the first layer shows an initialisation."""
+    """Do not look in the weights for what training began with. Without this flag they are searched, unless --initial
+    says it: for seconds, or for minutes where the first layer shows an initialisation."""
     task: Task | None = None
     """What the outputs mean; without: several classes if there are several outputs, else two."""
     activation: str | None = None
@@ -230,14 +235,27 @@ class Audit:
         return replace(network, checkpoint=replace(checkpoint, centre=centre), scaling=scaling)
 
     def _initial(self, trained: Checkpoint) -> Checkpoint | None:
-        """The public weights; a last layer that they do not have counts as frozen."""
+        """The public weights, read as the trained ones were; a last layer that they do not have counts as frozen."""
         if self.initial is None:
             return None
-        code = self.model if ".py:" in (self.model or "") else None
-        source, weights = (code, self.initial) if code else (str(self.initial), None)
-        return with_weights(trained, self._read(source, weights, trained.shape, None).checkpoint.weights)
+        path = self.initial / FOUND if (self.initial / FOUND).is_file() else self.initial
+        tried: list[tuple[str, Path | None]] = [(str(path), None)]
+        if ".py:" in (self.model or ""):  # whose names it has, or those of a plain file
+            tried.insert(0, (str(self.model), path))
+        errors = []
+        for source, weights in tried:
+            try:
+                read = self._read(source, weights, trained.shape, None, layout=layout_of(trained))
+            except InputError as error:
+                errors.append(error)
+            else:
+                return with_weights(trained, read.checkpoint.weights)
+        raise errors[0]
 
-    def _read(self, source: str, weights: Path | None, shape: Shape, task: Task | None) -> ForeignNetwork:
+    def _read(
+        self, source: str, weights: Path | None, shape: Shape, task: Task | None, *, layout: str | None = None
+    ) -> ForeignNetwork:
+        layout = layout or (None if self.layout == "auto" else self.layout)
         return read_network(
             source,
             shape=shape,
@@ -246,7 +264,7 @@ class Audit:
             activation=self.activation,
             mean=None if self.mean == (OF_IMAGES,) else load_numbers(self.mean),
             std=load_numbers(self.std),
-            layout=None if self.layout == "auto" else self.layout,
+            layout=layout,
             channels=self.channels,
         )
 

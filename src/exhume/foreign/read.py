@@ -151,6 +151,12 @@ def load_state_dict(
     return read_network(path, shape=shape, task=task, activation=activation, mean=centre).checkpoint
 
 
+def layout_of(network: Checkpoint) -> str:
+    """The layout in which a network that was read takes its images, a row of LAYOUTS."""
+    graph = network.network
+    return "hwc" if isinstance(graph, LayerGraph) and any(layer.name == "to_hwc" for layer in graph.layers) else "chw"
+
+
 def _checked(given: _Given) -> _Given:
     """What the user said, if it can be.
 
