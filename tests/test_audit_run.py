@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exhume.attack.methods import Exhume
+from exhume.checkpoint import Checkpoint
 from exhume.cli import main
 from exhume.commands.audit import Audit
 from exhume.errors import InputError
 from exhume.foreign import layout_of, read_network
-from exhume.networks import NetworkConfig
+from exhume.networks import NetworkConfig, Task
 from exhume.owner.examine import Examination
 from exhume.problems import Problem, Selection, load_problem
-from exhume.problems.owned import load_images
+from exhume.problems.owned import OwnedImages, load_images
 from exhume.report import draw
 from exhume.runs import audit as audit_stage
 from exhume.runs import pipeline
-from exhume.runs.audit import finished_audit
+from exhume.runs.audit import finished_audit, fitted, with_labels_of
 from exhume.runs.audit_record import AuditRecord
 from exhume.runs.defences import DEFENCES, DefenceRow
 from exhume.runs.schema import ScoresRecord, read_record
@@ -473,3 +474,57 @@ def test_the_start_is_read_in_the_layout_of_the_trained_network(tmp_path: Path) 
     assert initial is not None
     assert initial.network == trained_network.network
     assert layout_of(replace(trained_network, network=NetworkConfig())) == "chw"
+
+
+def labelled(labels: Tensor, classes: tuple[str, ...] = ()) -> OwnedImages:
+    images = torch.rand(len(labels), 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    return OwnedImages(
+        name="mine",
+        images=images,
+        labels=labels,
+        names=tuple(map(str, range(len(labels)))),
+        held_out=1 - images,
+        held_out_labels=labels,
+        held_out_names=tuple(map(str, range(len(labels)))),
+        classes=classes,
+        task=None,
+        source="made",
+    )
+
+
+def network_of(outputs: int, task: Task) -> Checkpoint:
+    module = nn.Sequential(nn.Linear(784, 20), nn.ReLU(), nn.Linear(20, outputs))
+    return read_network(module, shape=(1, 28, 28), task=task).checkpoint
+
+
+def test_labels_become_those_of_the_networks_task() -> None:
+    real = labelled(torch.tensor([0.5, -1.25, 3.0]))
+    assert with_labels_of(real, network_of(1, "regression")) is real
+    with pytest.raises(InputError, match="The labels are real numbers, and the network tells classes apart"):
+        with_labels_of(real, network_of(10, "multiclass"))
+
+    whole = with_labels_of(labelled(torch.tensor([2.0, 0.0, 7.0])), network_of(10, "multiclass"))
+    assert whole.labels is not None and not whole.labels.is_floating_point()
+    assert (whole.labels.tolist(), whole.classes) == ([1, 0, 2], ("0", "2", "7"))
+    assert fitted(network_of(10, "multiclass"), whole)[1].labels.tolist() == [2, 0, 7]  # type: ignore[union-attr]
+
+    ages = with_labels_of(labelled(torch.tensor([0, 2, 1]), ("-4", "30", "71.5")), network_of(1, "regression"))
+    assert ages.labels is not None
+    assert ages.labels.tolist() == [-4, 71.5, 30]
+    with pytest.raises(InputError, match="give numbers as labels"):
+        with_labels_of(labelled(torch.tensor([0, 2, 1]), ("cat", "cow", "dog")), network_of(1, "regression"))
+
+
+def test_a_network_on_real_targets_is_audited(problem: Problem, tmp_path: Path) -> None:
+    images, others = problem.images[::3], problem.held_out[::3]
+    torch.manual_seed(2)
+    network = nn.Sequential(nn.Linear(784, 60), nn.ReLU(), nn.Linear(60, 1))
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    targets = {"labels": images.mean((1, 2, 3)), "held_out": others, "held_out_labels": others.mean((1, 2, 3))}
+    data = saved_images(tmp_path, images, **targets)
+    audit(tmp_path / "model.pt", "--images", data, "--mean", 0, "--out", tmp_path / "out", "--no-find-start")
+    record = record_of(tmp_path / "out")
+    assert record.judgement.verdict != "leaks"
+    assert record.owner is not None
+    assert record.images[3].label == pytest.approx(float(targets["labels"][3]))
+    assert record.images[3].margin is not None and record.images[3].margin < 0  # minus the absolute error

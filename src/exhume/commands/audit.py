@@ -77,7 +77,8 @@ class Audit:
     """Do not look in the weights for what training began with. Without this flag they are searched, unless --initial
     says it: for seconds, or for minutes where the first layer shows an initialisation."""
     task: Task | None = None
-    """What the outputs mean; without: several classes if there are several outputs, else two."""
+    """What the outputs mean; without: several classes if there are several outputs, else regression if the labels are
+    real numbers, else two classes."""
     activation: str | None = None
     """Of a file of weights alone: relu (without this flag), leaky-relu, gelu, tanh or sigmoid."""
     mean: tuple[str, ...] = ()
@@ -227,6 +228,8 @@ class Audit:
             return ForeignNetwork(checkpoint=load_checkpoint(model), scaling="the network")
         channels, height, width = mine.images.shape[1:]
         network = self._read(model, weights, (channels, height, width), self.task)
+        if self.task is None and network.checkpoint.task == "binary" and _is_real(mine):
+            network = replace(network, checkpoint=replace(network.checkpoint, task="regression"))
         if self.mean != (OF_IMAGES,):
             return network
         checkpoint = network.checkpoint
@@ -267,6 +270,11 @@ class Audit:
             layout=layout,
             channels=self.channels,
         )
+
+
+def _is_real(mine: OwnedImages) -> bool:
+    """Whether the labels are real targets, of which one output is a prediction."""
+    return mine.labels is not None and mine.labels.is_floating_point() and bool((mine.labels % 1).any())
 
 
 def exit_code(verdicts: Iterable[str], fail_on: str | None) -> int:

@@ -272,6 +272,7 @@ def with_outputs_as_classes(mine: OwnedImages, checkpoint: Checkpoint) -> OwnedI
     Raises:
         InputError: the classes cannot be told from each other's outputs.
     """
+    mine = with_labels_of(mine, checkpoint)
     if mine.labels is None or checkpoint.task != "multiclass" or len(mine.classes) == checkpoint.outputs:
         return mine
     numbers = [int(name) if name.isdecimal() else -1 for name in mine.classes]
@@ -288,6 +289,41 @@ def with_outputs_as_classes(mine: OwnedImages, checkpoint: Checkpoint) -> OwnedI
         held_out_labels=None if known is None else order[known],
         classes=tuple(str(output) for output in range(checkpoint.outputs)),
     )
+
+
+def with_labels_of(mine: OwnedImages, checkpoint: Checkpoint) -> OwnedImages:
+    """The images with labels of the network's kind: real targets for regression, else classes.
+
+    Whole numbers that were stored as real ones become classes; two classes stand for the targets -1 and 1.
+
+    Raises:
+        InputError: the labels are real numbers, and the network tells classes apart.
+    """
+    labels, others = mine.labels, mine.held_out_labels
+    if labels is None:
+        return mine
+    if checkpoint.task == "regression" and not labels.is_floating_point() and len(mine.classes) > 2:
+        values = torch.tensor([float(name) for name in mine.classes if _is_number(name)])
+        if len(values) != len(mine.classes):
+            raise InputError("The network gives real numbers, and the images have classes: give numbers as labels.")
+        real = None if others is None else values[others]
+        return replace(mine, labels=values[labels], held_out_labels=real, classes=())
+    if not labels.is_floating_point() or checkpoint.task == "regression":
+        return mine
+    both = labels if others is None else torch.cat([labels, others])
+    if not torch.equal(both, both.round()):
+        raise InputError("The labels are real numbers, and the network tells classes apart: give these as labels.")
+    values, indices = torch.unique(both, return_inverse=True)
+    return replace(
+        mine,
+        labels=indices[: len(labels)],
+        held_out_labels=None if others is None else indices[len(labels) :],
+        classes=tuple(str(int(value)) for value in values),
+    )
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").replace(".", "", 1).isdecimal()
 
 
 def leaked_csv(record: AuditRecord, classes: Sequence[str]) -> str:
