@@ -16,6 +16,7 @@ from exhume.audit.readability import Fate
 from exhume.audit.verdict import NOT_DECIDED
 from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.commands.display import bars, bars_console, console, print_picked, print_scores, print_verdict
+from exhume.commands.normalising import load_numbers
 from exhume.commands.study import check_workers
 from exhume.devices import Device
 from exhume.errors import InputError
@@ -31,7 +32,6 @@ from exhume.runs.audit_record import EXPLAINED, AuditRecord
 from exhume.runs.audits import audit_row, folders_of, model_files
 from exhume.runs.defences import DEFENCES, DefenceRow
 from exhume.runs.folders import map_folders
-from exhume.runs.pipeline import load_numbers
 from exhume.runs.schema import ScoresRecord, read_record
 from exhume.runs.start import with_weights
 from exhume.runs.store import FILES

@@ -24,6 +24,7 @@ from exhume.commands.display import (
     print_verdict,
     progress_display,
 )
+from exhume.commands.normalising import load_centre, load_numbers
 from exhume.defence.training import TrainingConfig
 from exhume.devices import Device
 from exhume.errors import InputError, known
@@ -34,7 +35,7 @@ from exhume.problems import PROBLEMS, Selection, load_problem, locate
 from exhume.problems.owned import OWN, Split
 from exhume.report import draw
 from exhume.runs.applicability import read_applicability
-from exhume.runs.pipeline import load_centre, load_numbers, reconstruct_run, score_run, train_run
+from exhume.runs.pipeline import reconstruct_run, score_run, train_run
 from exhume.runs.schema import StartRecord, read_record
 from exhume.runs.start import is_untrained
 from exhume.runs.store import load_candidates

@@ -18,8 +18,7 @@ from exhume.problems import Problem
 from exhume.problems.owned import OwnedImages
 from exhume.progress import ProgressCallback, no_op
 
-BATCH = 32
-AS_USUAL = TrainingConfig(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=BATCH, epochs=60)
+AS_USUAL = TrainingConfig(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=32, epochs=60)
 """An ordinary training, the first row of the table. The variants change one thing of it."""
 LARGER = 3.0
 """Factor of the larger initialisation."""
