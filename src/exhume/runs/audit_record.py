@@ -13,7 +13,7 @@ from exhume.runs.schema import ProblemRecord
 
 EXPLAINED: dict[Explained, str] = {
     "weights": "the weights",
-    "change": "what training added to its start",
+    "change": "what training added to the start",
     "momentum": "the momentum of the optimiser",
 }
 """What images have to explain, in words."""
