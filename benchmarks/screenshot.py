@@ -1,7 +1,7 @@
 """Draws the README's picture of a page: its first screen, in headless Chromium.
 
-    exhume demo
-    python -m benchmarks.screenshot runs/demo docs/page.png
+    exhume audit model.pt --images images.npz --mean images
+    python -m benchmarks.screenshot runs/audit-model docs/page.png --height 1400
 
 Chromium or Chrome is looked for by the environment variable CHROME, then on the path.
 """

@@ -383,6 +383,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
         load_state_dict(path, shape=SHAPE, task="multiclass")
 
 
+@pytest.mark.parametrize("content", [b"hello world, no pickle", b"e" * 100, b"\x80\x02}q\x00h\x07."])
+def test_a_damaged_file_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
+    """The unpickler stumbles over a bare number, an empty list: these say nothing."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        load_state_dict(path, shape=SHAPE, task="multiclass")
+    assert str(refused.value).endswith("is no plain state dict: it is damaged, or was not saved by PyTorch.")
+
+
 def test_half_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(dense((24, 3)).state_dict(), path)

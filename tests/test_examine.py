@@ -24,13 +24,13 @@ from exhume import (
     signals,
     train,
 )
-from exhume.attack.fit import Pairs
 from exhume.attack.methods.feature_space import FeatureSpaceSearch
 from exhume.attack.methods.input_subspace import InputSubspaceSearch
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
 from exhume.attack.search import Guess
 from exhume.attack.stationarity import gradients_in_chunks, network_gradients, scale_free
 from exhume.attack.target import Target
+from exhume.owner.fit import Pairs
 from test_stationarity import NETWORKS, OwnClass, Sample, outputs_of, random_network, sample, with_mixed_gates
 from victims import checkpoint, generator, target_of
 
@@ -259,12 +259,12 @@ def test_signals_are_larger_of_training_images() -> None:
         "margin",
         "share of the weights",
         "multiplier",
-        "first directions",
-        "near the hinges",
+        "within the first layer",
+        "neurons about to switch",
     }
     for name, values in told.items():
         assert values.shape == (60,) and values[:30].median() > values[30:].median(), name
-    assert told["first directions"][:30].min() > told["first directions"][30:].max()
+    assert told["within the first layer"][:30].min() > told["within the first layer"][30:].max()
 
 
 def test_signals_of_an_own_network_need_no_dense_layer() -> None:

@@ -22,13 +22,14 @@ import by_hand
 from exhume.attack.find_start.attempt import Sweep
 from exhume.attack.methods import Exhume
 from exhume.checkpoint import load_checkpoint
+from exhume.commands.normalising import load_centre
 from exhume.defence.training import TrainingConfig
 from exhume.errors import InputError
 from exhume.networks import NetworkConfig
 from exhume.problems import Selection, load_problem, locate
 from exhume.problems.formats import read_npz
 from exhume.records import read_tensors, write
-from exhume.runs.pipeline import load_centre, reconstruct_run, score_run, train_run
+from exhume.runs.pipeline import reconstruct_run, score_run, train_run
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, SearchRecord, StartRecord, TrainingRecord, read_record
 from exhume.runs.store import (
     interrupted_reconstruction,

@@ -16,9 +16,12 @@ from exhume.attack.reconstruct import reconstruct
 from exhume.audit.scores import score
 from exhume.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exhume.errors import InputError
-from exhume.foreign import read_network
+from exhume.foreign import ForeignNetwork, read_network
 from exhume.foreign.optimiser_state import read_momentum
+from exhume.owner.examine import examine
 from exhume.problems import Problem, Selection, load_problem
+from exhume.problems.owned import load_images
+from exhume.runs.audit import Source, audit_run
 
 Optimiser = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 OPTIMISERS: dict[str, tuple[Optimiser, float, float]] = {
@@ -129,3 +132,32 @@ def test_a_momentum_that_cannot_be_attacked_is_told(
     with pytest.raises(InputError, match=said):
         momentum_target(checkpoint)
     assert said in reconstruct(checkpoint, Exhume(steps=1, restarts=1)).message
+
+
+def test_an_audit_speaks_of_what_was_searched(tmp_path: Path) -> None:
+    """Where the images come out of the momentum, the owner's view is of it, and not of the weights."""
+    selection = Selection(per_class=2, data_dir="installed")
+    problem = load_problem("mnist-digits", selection)
+    module, optimiser, _ = trained(problem, OPTIMISERS["SGD"][0], epochs=10, width=150)
+    checkpoint = replace(checkpoint_of(module, optimiser, tmp_path / "model.pt"), centre=problem.images.mean(0))
+    mine, method = load_images("mnist-digits", selection=selection), Exhume(steps=250, restarts=1)
+    source = Source(images="mnist-digits", selection=selection)
+    network = ForeignNetwork(checkpoint=checkpoint, scaling="the user")
+    record = audit_run(tmp_path / "run", network, mine, source, method=method, find_start=False)
+    assert record.judgement.verdict == "leaks"
+    assert record.owner is not None
+    assert record.owner.of == "momentum"
+    assert record.owner.stay > 10 > record.owner.held_out_stay
+    assert record.applies.readability is not None
+    assert record.applies.readability.reason.startswith("A search in the momentum of the optimiser that begins")
+    assert record.applies.reason == "" or record.applies.reason.startswith("As for the weights without the momentum")
+    assert record.next_steps[-1].startswith("The file holds the optimiser's state beside the weights, and images come")
+    assert all(image.confidence is None for image in record.images)
+    assert any(one.signal == "share of the momentum" for one in record.membership)
+
+
+def test_what_cannot_be_explained_is_told(problem: Problem, tmp_path: Path) -> None:
+    module, optimiser, _ = trained(problem, OPTIMISERS["SGD"][0], epochs=1)
+    checkpoint = replace(checkpoint_of(module, optimiser, tmp_path / "model.pt"), momentum={})
+    with pytest.raises(InputError, match="no momentum"):
+        examine(checkpoint, problem.images, of_momentum=True)

@@ -272,3 +272,32 @@ def test_training_on_arrays_trims_no_class(tmp_path: Path) -> None:
     problem = load_problem(str(tmp_path / "own.npz"))
     assert torch.bincount(problem.labels).tolist() == [5, 1]
     assert torch.bincount(problem.held_out_labels).tolist() == [5, 1]  # no more than are trained on
+
+
+@pytest.mark.parametrize("control", ["inside", "beside", "none"])
+def test_real_targets_are_kept_as_they_are(control: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    images, others = torch.rand(2, 6, 1, 8, 8, generator=generator).numpy()
+    targets = np.linspace(-1.5, 2, 6)
+    part = {"held_out": others, "held_out_labels": -targets}
+    np.savez(tmp_path / "mine.npz", images=images, labels=targets, **(part if control == "inside" else {}))
+    np.savez(tmp_path / "others.npz", images=others, labels=-targets)
+    mine = load_images(tmp_path / "mine.npz", held_out=tmp_path / "others.npz" if control == "beside" else None)
+    assert mine.labels is not None
+    assert mine.labels.tolist() == pytest.approx(targets.tolist())
+    assert (mine.classes, mine.task) == ((), None)
+    assert "6, with real targets" in mine.source
+    if control != "none":
+        assert mine.held_out_labels is not None
+        assert mine.held_out_labels.tolist() == pytest.approx((-targets).tolist())
+    halves = load_images(tmp_path / "others.npz", split="half")
+    assert (len(halves.images), len(halves.held_out)) == (3, 3)
+    with pytest.raises(InputError, match="no classes"):
+        load_images(tmp_path / "others.npz", split="rest", selection=Selection(per_class=2))
+
+
+@pytest.mark.parametrize("targets", [[0.5, float("nan")], [[0.5, 1.5], [0.1, 0.2]]])
+def test_targets_must_be_one_finite_number_an_image(targets: list[float], tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", images=np.zeros((2, 1, 8, 8), "float32"), labels=np.array(targets))
+    with pytest.raises(InputError, match="finite numbers, one per image"):
+        load_images(tmp_path / "mine.npz")

@@ -370,3 +370,29 @@ def test_an_audit_of_points_has_no_pictures(tmp_path: Path) -> None:
     page = page_of(folder)
     assert "The 12 points that leak" in page.text and "Image File Class agreement Confidence Share" in page.text
     assert page.pictures() == []
+
+
+def test_a_control_of_another_kind_is_no_control(made: Made) -> None:
+    """The page boasts of no count, though a test that took these for a control would find a leak."""
+    make_audit(made.folder, verdict="does not apply", strength="not proven")
+    scored(made, lambda scores: replace(scores, p_value=1e-9, p_kind=1e-9))
+    page = page_of(made.folder)
+    assert title(page) == words.TITLES["not proven"]
+    assert "Held-out images, of another kind: no control" in page.text
+    assert "No control: held-out images of another kind" in page.text
+    assert "Counts, without a control" in page.text
+    assert "There is no control, so how many images would do so by chance is not known." in page.text
+    for boast in ("recovered, at", "Recovered, against chance", "The control: held-out", "by chance about"):
+        assert boast not in page.text
+    assert '<dl class="bars undecided">' in (made.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_was_explained(made: Made) -> None:
+    audit = make_audit(made.folder)
+    assert audit.owner is not None
+    for of, said in (("weights", "the weights"), ("momentum", "the momentum of the optimiser")):
+        audited(made, owner=replace(audit.owner, of=of))
+        page = page_of(made.folder)
+        assert f"Do your images explain {said}?" in page.text
+        assert title(page).endswith(f"came out of {said}")
+        assert f"The share is how much of {said} the image accounts for." in page.text

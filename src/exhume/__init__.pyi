@@ -1,5 +1,3 @@
-from .attack.examine import Examination as Examination
-from .attack.examine import examine as examine
 from .attack.find_start import SearchOutcome as SearchOutcome
 from .attack.find_start import Start as Start
 from .attack.find_start import StartSearch as StartSearch
@@ -9,7 +7,6 @@ from .attack.methods import METHODS as METHODS
 from .attack.methods import Exhume as Exhume
 from .attack.methods import Reference as Reference
 from .attack.reconstruct import reconstruct as reconstruct
-from .attack.signals import signals as signals
 from .attack.stationarity import OBJECTIVES as OBJECTIVES
 from .audit.matching import match as match
 from .audit.membership import Membership as Membership
@@ -39,6 +36,10 @@ from .foreign.optimiser_state import read_momentum as read_momentum
 from .networks import ACTIVATIONS as ACTIVATIONS
 from .networks import NETWORKS as NETWORKS
 from .networks import NetworkConfig as NetworkConfig
+from .owner.examine import Examination as Examination
+from .owner.examine import examine as examine
+from .owner.scaling import check_scaling as check_scaling
+from .owner.signals import signals as signals
 from .presets import RECONSTRUCTIONS as RECONSTRUCTIONS
 from .presets import TRAININGS as TRAININGS
 from .problems import PROBLEMS as PROBLEMS

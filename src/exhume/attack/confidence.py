@@ -58,6 +58,10 @@ def uncalibrated_reason(
         ),
         (activation != ACTIVATION, f"it was calibrated for {ACTIVATION}, and this network has {activation}"),
         (
+            known is not None and known.of == "momentum",
+            "it was calibrated for weights, and not for an optimiser's momentum",
+        ),
+        (
             known is not None and not known.exact,
             "it was calibrated for gradient descent. Here the first layer's change has more directions: training used "
             "another optimiser (Adam, for example), or began with other weights",

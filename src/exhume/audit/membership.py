@@ -14,7 +14,7 @@ from exhume.errors import InputError
 
 FALSE_POSITIVES = 0.01
 """Share of held-out images that may be taken for training images."""
-EDGE = 1e-12
+NEARLY_CERTAIN = 1e-12
 """Distance from 0 and 1, where the standard error vanishes, at which the interval of such an area is begun."""
 NORMAL_QUANTILE = 1.959964
 """Of a normal distribution, for two-sided intervals of 95 %."""
@@ -136,6 +136,6 @@ def auc_interval(auc: float, members: int, others: int) -> Interval:
         return abs(auc - area) - NORMAL_QUANTILE * math.sqrt(area * (1 - area) * spread / (members * others))
 
     return Interval(
-        low=0.0 if auc == 0 else float(brentq(away, 0.0, min(auc, 1 - EDGE))),
-        high=1.0 if auc == 1 else float(brentq(away, max(auc, EDGE), 1.0)),
+        low=0.0 if auc == 0 else float(brentq(away, 0.0, min(auc, 1 - NEARLY_CERTAIN))),
+        high=1.0 if auc == 1 else float(brentq(away, max(auc, NEARLY_CERTAIN), 1.0)),
     )

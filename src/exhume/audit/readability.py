@@ -50,7 +50,8 @@ class Examined(Protocol):
 class Readability:
     """Whether the training images can be read from the weights by the method.
 
-    level: the similarity at which `stay` of `images` training images and `held_out_stay` of `held_out` others stay;
+    explained: what was searched, in words: the weights, or what stood in their place; level: the similarity at which
+    `stay` of `images` training images and `held_out_stay` of `held_out` others stay;
     p_value: the chance of such counts, or more unequal ones, if both were alike (Fisher's exact test, one-sided, of two
     levels); residual, held_out_residual: what training and held-out images leave of the weights unexplained;
     reachable: training images whose projection on the subspace reaches 0.9; reason: one sentence.
@@ -60,6 +61,7 @@ class Readability:
     """
 
     verdict: Readable
+    explained: str = "the weights"
     level: float
     images: int
     held_out: int
@@ -72,7 +74,9 @@ class Readability:
     reason: str
 
 
-def readability(training: Examined, held_out: Examined, *, membership_p: float) -> Readability:
+def readability(
+    training: Examined, held_out: Examined, *, membership_p: float, explained: str = "the weights"
+) -> Readability:
     """Says whether the method applies: whether its search, begun at the training images, stays at more than at others.
 
     Images that leave more of the weights unexplained than held-out ones are not those that it was trained on, wherever
@@ -86,6 +90,7 @@ def readability(training: Examined, held_out: Examined, *, membership_p: float) 
         training, held_out: examinations by the same method with the same knowledge, with a search of some steps.
         membership_p: the chance that signals of membership tell training from held-out images as well as they do, or
             better, corrected for their number; 1: they were not looked at.
+        explained: what the images had to explain, in words.
 
     Raises:
         InputError: no search was begun at the images.
@@ -98,6 +103,7 @@ def readability(training: Examined, held_out: Examined, *, membership_p: float) 
     level = next((level for level in LEVELS if tests[level] < CHANCE), LEVELS[0])
     found = Readability(
         verdict="not held",
+        explained=explained,
         level=level,
         images=images,
         held_out=others,
@@ -149,8 +155,9 @@ def _chance(stay: int, images: int, other: int, others: int) -> float:
 
 
 def _reason(found: Readability) -> str:
+    where = "" if found.explained == "the weights" else f" in {found.explained}"
     stay = (
-        f"A search that begins at the images stays at {found.stay} of {found.images} training images and "
+        f"A search{where} that begins at the images stays at {found.stay} of {found.images} training images and "
         f"{found.held_out_stay} of {found.held_out} held-out ones (NCC >= {found.level:g})"
     )
     if found.verdict == "readable":
@@ -158,12 +165,15 @@ def _reason(found: Readability) -> str:
     if found.verdict == "too few":
         return f"{stay}: too few images to tell a difference from chance."
     if found.p_value < CHANCE:
-        left = f"{found.residual:.2g} of the weights unexplained, and the held-out ones {found.held_out_residual:.2g}"
-        return f"{stay}, but the training images leave {left}: the weights hold no more of these images."
+        left = f"{found.residual:.2g} of {found.explained} unexplained, and the held-out ones"
+        return (
+            f"{stay}, but the training images leave {left} {found.held_out_residual:.2g}: there is no more of these "
+            "images in it."
+        )
     if found.verdict == "not held":
-        return f"{stay}, and the weights do not tell training images from held-out ones."
+        return f"{stay}, and nothing else tells training images from held-out ones."
     if found.reachable < found.images / 2:
         why = f"the first layer shows only a part of them: {found.reachable} of {found.images} can be reached at all"
     else:
         why = "what it asks of the weights does not determine them"
-    return f"{stay}: the weights tell training images from others, but {why}."
+    return f"{stay}. Other signals tell training images from others, but {why}."

@@ -16,6 +16,8 @@ TRACES = 1e-3
 """Chance of a difference of all similarities below which it alone is called a leak, though no count proves one."""
 IN_PART = 0.01
 """The same where a count proves a leak too, and below which nothing is cleared."""
+NOT_DECIDED = "not decided"
+"""How the verdict is called where it is "does not apply" for the want of a control that decides."""
 MOST_NAMED = 10
 """Images that a sentence lists."""
 GIVING = ("decayed", "small initialisation", "known start")
@@ -63,6 +65,11 @@ class Judgement:
     strength: Strength
     sentence: str
     reasons: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The verdict, or NOT_DECIDED where the images cannot decide."""
+        return NOT_DECIDED if self.strength == "not proven" else self.verdict
 
 
 def judge(scores: Counts, applies: Applicability | None = None) -> Judgement:

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -13,32 +13,37 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from exhume.attack.methods import Exhume
 from exhume.audit.membership import membership_sentence
 from exhume.audit.readability import Fate
-from exhume.audit.verdict import Verdict
+from exhume.audit.verdict import NOT_DECIDED
 from exhume.checkpoint import Checkpoint, load_checkpoint
-from exhume.commands.display import bars, console, print_picked, print_scores, print_verdict
+from exhume.commands.display import bars, bars_console, console, print_picked, print_scores, print_verdict
+from exhume.commands.normalising import load_numbers
 from exhume.commands.study import check_workers
 from exhume.devices import Device
 from exhume.errors import InputError
-from exhume.foreign import ForeignNetwork, read_network
+from exhume.foreign import ForeignNetwork, layout_of, read_network
 from exhume.networks import Shape, Task
 from exhume.problems import Selection, locate
 from exhume.problems.owned import OwnedImages, Split, load_images
 from exhume.progress import ProgressCallback
 from exhume.records import replace_file
 from exhume.report import draw
-from exhume.runs.audit import Source, audit_run
-from exhume.runs.audit_record import AuditRecord
-from exhume.runs.audits import audit_row, finished_audit, folders_of, model_files
-from exhume.runs.defences import DefenceRow
+from exhume.runs.audit import Source, audit_run, finished_audit, fitted, scaling_hint, scaling_of
+from exhume.runs.audit_record import EXPLAINED, AuditRecord
+from exhume.runs.audits import audit_row, folders_of, model_files
+from exhume.runs.defences import DEFENCES, DefenceRow
 from exhume.runs.folders import map_folders
-from exhume.runs.pipeline import load_numbers
 from exhume.runs.schema import ScoresRecord, read_record
 from exhume.runs.start import with_weights
+from exhume.runs.store import FILES
 from exhume.runs.tables import Row, table_csv, table_text
 from exhume.tuning.workers import choose_workers
 
-LEAKS = 1
-"""Exit code with --fail-on, where the verdict is the one that is named."""
+LEAKS, UNDECIDED = 1, 3
+"""Exit codes with --fail-on: the network leaks; whether it does is not known."""
+FOUND = FILES["start"][1]
+"""The file of the weights that a search for the start has found."""
+OF_IMAGES = "images"
+"""What --mean says for the mean image of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,8 @@ class Audit:
     """Audit each model file in this folder and beneath it, and write one table of all. With model.py:name the files are
     the weights."""
     images: str
-    """Its training images: a folder with a folder for each class, an .npz file, or a .py file with load()."""
+    """Its training images: a folder with a folder for each class (or with images alone), an .npz file, a .py file with
+    load(), or the name of a problem."""
     held_out: Path | None = None
     """Images of the same kind that it never saw: a folder or an .npz file. Without any there is no control."""
     split: Split | None = None
@@ -65,18 +71,20 @@ class Audit:
     weights: Path | None = None
     """For model.py:name: the file of its weights."""
     initial: Path | None = None
-    """The weights that its training began with, if they are public: the same kinds of files."""
+    """The weights that its training began with, if they are public or were found: the same kinds of files, or a folder
+    where they were found. Where names differ, layers are matched by order and shape."""
     find_start: bool = True
-    """Look in the weights for what training began with, unless --initial says it. It takes seconds, or minutes where
-    the first layer shows an initialisation."""
+    """Do not look in the weights for what training began with. Without this flag they are searched, unless --initial
+    says it: for seconds, or for minutes where the first layer shows an initialisation."""
     task: Task | None = None
-    """What the outputs mean; without: several classes if there are several outputs, else two."""
+    """What the outputs mean; without: several classes if there are several outputs, else regression if the labels are
+    real numbers, else two classes."""
     activation: str | None = None
     """Of a file of weights alone: relu (without this flag), leaky-relu, gelu, silu, mish, elu, softplus, tanh or
     sigmoid."""
     mean: tuple[str, ...] = ()
-    """What training subtracted from images in [0, 1]: one number, one a channel, or an .npy file; without: what the
-    file itself says, or nothing."""
+    """What training subtracted from images in [0, 1]: one number, one a channel, an .npy file, or the word images: the
+    mean image of --images. Without: what the file itself says, or nothing."""
     std: tuple[str, ...] = ()
     """What training then divided by, likewise."""
     layout: Literal["chw", "hwc", "auto"] = "auto"
@@ -91,8 +99,10 @@ class Audit:
     """Seed of the searches."""
     defend: bool = False
     """Train variants of the network on the images, attack them alike, and show leak against accuracy."""
-    fail_on: Literal["leaks"] | None = None
-    """End with exit code 1 if this is the verdict; without: 0, whatever the verdict."""
+    fail_on: Literal["leaks", "undecided"] | None = None
+    """For a pipeline. leaks: end with exit code 1 if it leaks, and with 3 if the images cannot decide that (no control,
+    or none that is one). undecided: with 3 also if the method does not apply, so that only nothing found passes.
+    Without: 0, whatever the verdict."""
     json: bool = False
     """Print audit.json instead of sentences."""
     workers: int = 1
@@ -109,15 +119,19 @@ class Audit:
     def __call__(self) -> None:
         mine = load_images(self.images, held_out=self.held_out, split=self.split, selection=self.selection)
         verdicts = self._of_all(mine, self.all) if self.all is not None else [self._of_one(mine)]
-        if self.fail_on in verdicts:
-            sys.exit(LEAKS)
+        code = exit_code(verdicts, self.fail_on)
+        if code:
+            sys.exit(code)
 
-    def _of_one(self, mine: OwnedImages) -> Verdict:
+    def _of_one(self, mine: OwnedImages) -> str:
         if self.model is None:
             raise InputError("Say which model: a file, a program or model.py:name; or --all and a folder of them.")
         if self.ray is not None or self.workers != 1:
             raise InputError("--ray and --workers go with --all: one model is one piece of work.")
         network, folder = self._network(mine, self.model, self.weights), self.out or Path("runs") / self._name()
+        hint = scaling_hint(scaling_of(network, fitted(network.checkpoint, mine)[1]))
+        if hint:  # before the minutes that the audit takes
+            bars_console.print(hint, soft_wrap=True)
         with bars() as progress_callback:
             record = audit_run(
                 folder,
@@ -137,7 +151,7 @@ class Audit:
             sys.stdout.write((folder / "audit.json").read_text(encoding="utf-8"))
         else:
             _show(record, read_record(folder / "scores.json", ScoresRecord), folder, page)
-        return record.judgement.verdict
+        return record.judgement.name
 
     def _of_all(self, mine: OwnedImages, models: Path) -> list[str]:
         """The verdicts on the models in a folder, after their table."""
@@ -183,19 +197,21 @@ class Audit:
             except InputError as error:
                 rows[path] = {"status": str(error)}
                 continue
-            done = not self.overwrite and finished_audit(
-                folder,
-                network.checkpoint,
-                mine,
-                self._method,
-                initial=initial,
-                find_start=self.find_start,
-                defend=self.defend,
-            )
-            if done:
-                rows[path] = audit_row(folder)
-            else:
+            done = self._finished(folder, network, mine, initial)
+            if done is None or (self.defend and len(done.defences) < len(DEFENCES)):
                 yield folder, _Model(path=path, network=network, initial=initial)
+            else:
+                rows[path] = audit_row(folder)
+
+    def _finished(
+        self, folder: Path, network: ForeignNetwork, mine: OwnedImages, initial: Checkpoint | None
+    ) -> AuditRecord | None:
+        """This very audit, if it has ended in the folder; None where images do not fit, which the audit itself says."""
+        try:
+            asked = partial(finished_audit, folder, network, mine, self._method, initial=initial)
+            return None if self.overwrite else asked(find_start=self.find_start)
+        except InputError:
+            return None
 
     @property
     def _method(self) -> Exhume:
@@ -203,34 +219,71 @@ class Audit:
 
     def _name(self) -> str:
         """The name of the folder of results: by the model's, or that of the folder of models."""
-        return f"audit-{self.all.resolve().name if self.all else _stem(self.model or '')}"
+        if self.all is not None:
+            return f"audit-{self.all.resolve().name}"
+        weights = f"-{self.weights.stem}" if self.weights is not None else ""
+        return f"audit-{_stem(self.model or '')}{weights}"
 
     def _network(self, mine: OwnedImages, model: str, weights: Path | None) -> ForeignNetwork:
         if (Path(model) / "checkpoint.json").exists():
-            return ForeignNetwork(checkpoint=load_checkpoint(model))
+            return ForeignNetwork(checkpoint=load_checkpoint(model), scaling="the network")
         channels, height, width = mine.images.shape[1:]
-        return self._read(model, weights, (channels, height, width), self.task)
+        network = self._read(model, weights, (channels, height, width), self.task)
+        if self.task is None and network.checkpoint.task == "binary" and _is_real(mine):
+            network = replace(network, checkpoint=replace(network.checkpoint, task="regression"))
+        if self.mean != (OF_IMAGES,):
+            return network
+        checkpoint = network.checkpoint
+        centre = checkpoint.centre + mine.images.mean(0).to(checkpoint.centre)
+        scaling: Literal["the network", "the user"] = "the network" if network.scaling == "the network" else "the user"
+        return replace(network, checkpoint=replace(checkpoint, centre=centre), scaling=scaling)
 
     def _initial(self, trained: Checkpoint) -> Checkpoint | None:
-        """The public weights; a last layer that they do not have counts as frozen."""
+        """The public weights, read as the trained ones were; a last layer that they do not have counts as frozen."""
         if self.initial is None:
             return None
-        code = self.model if ".py:" in (self.model or "") else None
-        source, weights = (code, self.initial) if code else (str(self.initial), None)
-        return with_weights(trained, self._read(source, weights, trained.shape, None).checkpoint.weights)
+        path = self.initial / FOUND if (self.initial / FOUND).is_file() else self.initial
+        tried: list[tuple[str, Path | None]] = [(str(path), None)]
+        if ".py:" in (self.model or ""):  # whose names it has, or those of a plain file
+            tried.insert(0, (str(self.model), path))
+        errors = []
+        for source, weights in tried:
+            try:
+                read = self._read(source, weights, trained.shape, None, layout=layout_of(trained))
+            except InputError as error:
+                errors.append(error)
+            else:
+                return with_weights(trained, read.checkpoint.weights)
+        raise errors[0]
 
-    def _read(self, source: str, weights: Path | None, shape: Shape, task: Task | None) -> ForeignNetwork:
+    def _read(
+        self, source: str, weights: Path | None, shape: Shape, task: Task | None, *, layout: str | None = None
+    ) -> ForeignNetwork:
+        layout = layout or (None if self.layout == "auto" else self.layout)
         return read_network(
             source,
             shape=shape,
             task=task,
             weights=weights,
             activation=self.activation,
-            mean=load_numbers(self.mean),
+            mean=None if self.mean == (OF_IMAGES,) else load_numbers(self.mean),
             std=load_numbers(self.std),
-            layout=None if self.layout == "auto" else self.layout,
+            layout=layout,
             channels=self.channels,
         )
+
+
+def _is_real(mine: OwnedImages) -> bool:
+    """Whether the labels are real targets, of which one output is a prediction."""
+    return mine.labels is not None and mine.labels.is_floating_point() and bool((mine.labels % 1).any())
+
+
+def exit_code(verdicts: Iterable[str], fail_on: str | None) -> int:
+    """That of an audit, by the names of its verdicts and --fail-on."""
+    if fail_on is None:
+        return 0
+    open_ones = {NOT_DECIDED} if fail_on == "leaks" else {NOT_DECIDED, "does not apply"}
+    return LEAKS if "leaks" in verdicts else UNDECIDED if open_ones & set(verdicts) else 0
 
 
 def _stem(model: str) -> str:
@@ -332,14 +385,19 @@ def _owner_sentences(record: AuditRecord) -> list[str]:
     if view is None:
         return [record.not_examined]
     whole = view.residuals[0]
-    against = "" if whole.held_out is None else f", never-seen images {whole.held_out:.0%}"
-    by_candidates = "" if whole.candidates is None else f", the candidates {whole.candidates:.0%}"
+    against = "" if whole.held_out is None else f", never-seen images {_left(whole.held_out)}"
+    by_candidates = "" if whole.candidates is None else f", the candidates {_left(whole.candidates)}"
     stay = f"a search begun at your images stays at {view.stay} of {view.training}"
     control = f", at {view.held_out_stay} of {view.held_out} never-seen ones" if view.held_out else ""
     return [
-        f"of what is to be explained your images leave {whole.training:.0%}{against}{by_candidates}",
+        f"of {EXPLAINED[view.of]} your images leave {_left(whole.training)} unexplained{against}{by_candidates}",
         f"{stay}{control}",
     ]
+
+
+def _left(residual: float) -> str:
+    """A residual in words: below 0 more is explained than stands out of the noise, above 1 less than by no image."""
+    return "nothing" if residual <= 0 else "all" if residual >= 1 else f"{residual:.0%}"
 
 
 def _defence_sentence(row: DefenceRow) -> str:

@@ -88,7 +88,8 @@ def print_picked(picked: Picked) -> None:
 
 def print_verdict(judgement: Judgement) -> None:
     """The verdict, its sentence, and the reasons, one a line."""
-    console.print(f"verdict       {judgement.verdict}: {judgement.sentence}", markup=False, soft_wrap=True)
+    told = judgement.sentence.removeprefix("Not decided: ")
+    console.print(f"verdict       {judgement.name}: {told}", markup=False, soft_wrap=True)
     for reason in judgement.reasons:
         console.print(f"              {reason}", markup=False, soft_wrap=True)
 

@@ -24,17 +24,18 @@ from exhume.commands.display import (
     print_verdict,
     progress_display,
 )
+from exhume.commands.normalising import load_centre, load_numbers
 from exhume.defence.training import TrainingConfig
 from exhume.devices import Device
 from exhume.errors import InputError, known
-from exhume.foreign import ForeignNetwork, read_network
+from exhume.foreign import ForeignNetwork, layout_of, read_network
 from exhume.networks import NetworkConfig, Task
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, locate
 from exhume.problems.owned import OWN, Split
 from exhume.report import draw
 from exhume.runs.applicability import read_applicability
-from exhume.runs.pipeline import load_centre, load_numbers, reconstruct_run, score_run, train_run
+from exhume.runs.pipeline import reconstruct_run, score_run, train_run
 from exhume.runs.schema import StartRecord, read_record
 from exhume.runs.start import is_untrained
 from exhume.runs.store import load_candidates
@@ -215,8 +216,8 @@ class Reconstruct:
     initial: Path | None = None
     """The weights that its training began with, if they are known: a run, or a .pt or .pth state dict."""
     find_start: bool = True
-    """Look in the weights for what training began with, unless --initial says it. It takes seconds, or minutes where
-    the first layer shows an initialisation."""
+    """Do not look in the weights for what training began with. Without this flag they are searched, unless --initial
+    says it: for seconds, or for minutes where the first layer shows an initialisation."""
     track: str | None = None
     """Log the progress in the run's folder tracking: tensorboard or wandb."""
     device: Device = "auto"
@@ -286,7 +287,7 @@ class Reconstruct:
             task=trained.task,
             weights=self.initial if code else None,
             activation=activation,
-            layout=None if self.layout == "auto" else self.layout,
+            layout=layout_of(trained),
             channels=self.channels,
         ).checkpoint
 

@@ -245,8 +245,9 @@ def _read_torch(path: Path) -> Any:
                 ) from None
             if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error):
                 raise InputError(f"{path} is no plain state dict: it is damaged, or holds more than tensors.") from None
-            detail = str(error).strip().partition("\n")[0]
-            raise InputError(f"{path} is no plain state dict: {detail or 'it is damaged'}") from None
+            told = isinstance(error, RuntimeError | pickle.UnpicklingError | EOFError | OSError)
+            detail = str(error).strip().partition("\n")[0] if told else ""
+            raise InputError(f"{path} is no plain state dict: {detail or NO_TORCH}") from None
 
 
 def _numpy_scalars() -> list[Any]:
@@ -312,5 +313,7 @@ def _check_array(path: Path, member: zipfile.ZipInfo, file: Any) -> None:
         raise InputError(f"{path} claims {claimed:,} bytes for {member.filename} and does not hold them.")
 
 
+NO_TORCH = "it is damaged, or was not saved by PyTorch."
+"""What is said where the reader's own words, such as a bare number, say nothing."""
 READERS: dict[str, Callable[[Path], Any]] = {"torch": _read_torch, "safetensors": _read_safetensors, "npz": _read_npz}
 """How each kind of file of weights is read."""

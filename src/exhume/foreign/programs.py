@@ -313,8 +313,8 @@ class _Script:
             self.values[outputs[0]] = ON_NUMBERS[kind](*given)
         elif kind in ("aten::__is__", "aten::__isnot__"):
             self.values[outputs[0]] = (given[0] is given[1]) == (kind == "aten::__is__")
-        elif kind in SAME or (namespace == "prim" and target in ("dtype", "device")):
-            self.values[outputs[0]] = given[0] if kind in SAME else None
+        elif kind in UNCHANGED or (namespace == "prim" and target in ("dtype", "device")):
+            self.values[outputs[0]] = given[0] if kind in UNCHANGED else None
         elif namespace == "aten":
             names = _argument_names(node, len(inputs))
             arguments = {name: Reference(value) for name, value in zip(names, inputs, strict=False)}
@@ -377,5 +377,12 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "aten::__contains__": operator.contains,
 }
 """What a program computes of numbers, to choose its way."""
-SAME = ("aten::Int", "aten::Float", "aten::Bool", "prim::NumToTensor", "prim::unchecked_cast", "aten::ScalarImplicit")
+UNCHANGED = (
+    "aten::Int",
+    "aten::Float",
+    "aten::Bool",
+    "prim::NumToTensor",
+    "prim::unchecked_cast",
+    "aten::ScalarImplicit",
+)
 """What hands a number or a value on."""

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
@@ -30,7 +31,8 @@ CHANNELS = ("rgb", "bgr")
 class ForeignNetwork:
     """A network that was read.
 
-    notes: what was assumed or left out, in sentences.
+    notes: what was assumed or left out, in sentences; scaling: who says what is subtracted from images and what they
+    are divided by: the network itself, the user, or nobody, and then it is nothing.
 
         network = exhume.read_network("model.pt", shape=(1, 28, 28))
         candidates = exhume.reconstruct(network.checkpoint)
@@ -38,6 +40,7 @@ class ForeignNetwork:
 
     checkpoint: Checkpoint
     notes: tuple[str, ...] = ()
+    scaling: Literal["the network", "the user", "nobody"] = "nobody"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,10 @@ class _Given:
     channels: str
     mean: Numbers | None
     std: Numbers | None
+
+    @property
+    def scaling(self) -> Literal["the user", "nobody"]:
+        return "nobody" if self.mean is None and self.std is None else "the user"
 
 
 def read_network(
@@ -77,7 +84,7 @@ def read_network(
         shape: (channels, height, width) of an image.
         task: what the outputs mean; None: multiclass if there are several, else binary.
         classes: their names; None: numbers.
-        weights: for code, the file of its weights; None: as the code makes them.
+        weights: for code, the file of its weights; None: as the code makes them, the same each time that it is called.
         activation: for a plain file of weights, a row of ACTIVATIONS; None: relu.
         mean, std: what its training subtracted from images in [0, 1] and divided by: one number, one a channel, or an
             image, in the order in which the network takes its images; None: what the network itself says, or nothing.
@@ -97,7 +104,7 @@ def read_network(
         std=std,
     )
     given = _checked(said)
-    source = _module_or_path(source)
+    source = _module_or_path(source, weights_given=weights is not None)
     if isinstance(source, nn.Module):
         module, notes = source, list[str]()
         if weights is not None:
@@ -144,6 +151,12 @@ def load_state_dict(
     return read_network(path, shape=shape, task=task, activation=activation, mean=centre).checkpoint
 
 
+def layout_of(network: Checkpoint) -> str:
+    """The layout in which a network that was read takes its images, a row of LAYOUTS."""
+    graph = network.network
+    return "hwc" if isinstance(graph, LayerGraph) and any(layer.name == "to_hwc" for layer in graph.layers) else "chw"
+
+
 def _checked(given: _Given) -> _Given:
     """What the user said, if it can be.
 
@@ -170,14 +183,20 @@ def _checked(given: _Given) -> _Given:
 # ---- From a module or a program
 
 
-def _module_or_path(source: Path | str | nn.Module) -> Path | nn.Module:
+def _module_or_path(source: Path | str | nn.Module, *, weights_given: bool) -> Path | nn.Module:
     if isinstance(source, nn.Module):
         return source
     if not isinstance(source, str | Path):
         raise InputError(f"A network is read from a path or a module, not from a {type(source).__name__}.")
     path, colon, name = str(source).rpartition(":")
     if colon and path.endswith(".py"):
-        return _made(Path(path), name)
+        made = _made(Path(path), name)
+        if not (weights_given or _same_values(made, _made(Path(path), name))):
+            raise InputError(
+                f"{source} makes other weights each time, so they were not trained. Give the file of the trained "
+                "weights (--weights)."
+            )
+        return made
     if str(source).endswith(".py"):
         raise InputError(f"Say what in {source} makes the network: {source}:name, a function or a class.")
     return Path(source)
@@ -206,6 +225,11 @@ def _made(path: Path, name: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise InputError(f"{name} in {path} gives a {type(module).__name__} and no nn.Module.")
     return module
+
+
+def _same_values(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return all(is_lazy(before) or bool(before.isclose(after, 0, 0, equal_nan=True).all()) for before, after in pairs)
 
 
 def _load(module: nn.Module, path: Path) -> list[str]:
@@ -283,7 +307,12 @@ def _of_layers(read: ReadLayers, given: _Given, classes: Sequence[str] | None, n
         weights=weights,
     )
     checkpoint.build()
-    return ForeignNetwork(checkpoint=checkpoint, notes=(*notes, *read.notes, *more))
+    own = bool(read.centre.any()) or read.scale is not None
+    return ForeignNetwork(
+        checkpoint=checkpoint,
+        notes=(*notes, *read.notes, *more),
+        scaling="the network" if own else given.scaling,
+    )
 
 
 def _plain(read: ReadLayers) -> tuple[NetworkConfig, dict[str, Tensor]] | None:
@@ -378,7 +407,8 @@ def _of_state(state: StateDict, path: Path, given: _Given, classes: Sequence[str
         weights=weights,
     )
     checkpoint.build()  # refuses a bias of another size
-    return ForeignNetwork(checkpoint=checkpoint, notes=tuple(notes))
+    own = given.scaling == "nobody" and (mean is not None or std is not None)
+    return ForeignNetwork(checkpoint=checkpoint, notes=tuple(notes), scaling="the network" if own else given.scaling)
 
 
 def _described(

@@ -299,6 +299,14 @@ def npz_labels(path: Path, key: str, arrays: dict[str, NDArray[Any]]) -> NDArray
     return labels.reshape(-1).astype(np.int64)
 
 
+def npz_targets(path: Path, key: str, arrays: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """Real numbers, one an image, [n]."""
+    targets = arrays[key]
+    if targets.shape[:1] != (targets.size,) or not np.isfinite(targets).all():
+        raise InputError(f"{path}: {key} must be finite numbers, one per image, not {list(targets.shape)}.")
+    return targets.reshape(-1).astype(np.float32)
+
+
 def _rows(images: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]) -> Rows:
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(f"holds {len(images)} images and {len(labels)} labels")

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from exhume.errors import InputError
@@ -17,7 +17,7 @@ from exhume.metrics import measure_of, similarity
 from exhume.networks import Task
 from exhume.problems import PROBLEMS, Problem, Selection, load_problem
 from exhume.problems.datasets import unit_range
-from exhume.problems.formats import npz_arrays, npz_images, npz_labels
+from exhume.problems.formats import npz_arrays, npz_images, npz_labels, npz_targets
 from exhume.problems.image_folder import image_files, read_images, visible_folders
 
 Split = Literal["half", "rest"]
@@ -70,10 +70,10 @@ class OwnedImages:
 
 
 class _Part(NamedTuple):
-    """Images as they are stored, their labels (None: not known), the names of images and classes."""
+    """Images as they are stored, their labels (None: not known; real targets have no classes), the names of both."""
 
     images: Shaped[Tensor, "n c h w"]
-    labels: Int[Tensor, " n"] | None
+    labels: Shaped[Tensor, " n"] | None
     names: tuple[str, ...]
     classes: tuple[str, ...]
 
@@ -205,9 +205,12 @@ def _npz_part(path: Path, keys: tuple[str, str], arrays: dict[str, np.ndarray]) 
     names = tuple(f"{keys[0]}[{i}]" for i in range(len(images)))
     if keys[1] not in arrays:
         return _Part(images, None, names, ())
-    labels = npz_labels(path, keys[1], arrays)
+    is_real = arrays[keys[1]].dtype.kind == "f"
+    labels = npz_targets(path, keys[1], arrays) if is_real else npz_labels(path, keys[1], arrays)
     if len(labels) != len(images):
         raise InputError(f"{path}: {keys[0]} holds {len(images)} images and {keys[1]} {len(labels)} labels.")
+    if is_real:
+        return _Part(images, torch.tensor(labels), names, ())
     values, indices = np.unique(labels, return_inverse=True)
     return _Part(images, torch.tensor(indices.reshape(-1)), names, tuple(map(str, values)))
 
@@ -252,7 +255,9 @@ def _selected(
 
 def _first(part: _Part, per_class: int | None) -> Tensor:
     """Which images are the first `per_class` of their class, or in its first half, rounded up."""
-    labels = torch.zeros(len(part.images), dtype=torch.long) if part.labels is None else part.labels
+    labels = part.labels
+    if labels is None or labels.is_floating_point():
+        labels = torch.zeros(len(part.images), dtype=torch.long)
     if per_class is not None:
         labels = _labelled(part, "per_class")
     kept = torch.zeros(len(labels), dtype=torch.bool)
@@ -267,7 +272,7 @@ def _first(part: _Part, per_class: int | None) -> Tensor:
 
 
 def _labelled(part: _Part, what: str) -> Tensor:
-    if part.labels is None:
+    if part.labels is None or part.labels.is_floating_point():
         raise InputError(f"The images have no classes, so {what} cannot choose among them.")
     return part.labels
 
@@ -308,11 +313,14 @@ def _beside(owned: OwnedImages, control: _Part, origin: str) -> OwnedImages:
     images, held_out = _alike([owned.images, unit_range(control.images)], "Training and held-out images")
     index = {name: label for label, name in enumerate(owned.classes)}
     known = control.labels is not None and owned.labels is not None and set(control.classes) <= set(index)
+    real = known and control.labels is not None and control.labels.is_floating_point()
     return replace(
         owned,
         images=images,
         held_out=held_out,
-        held_out_labels=(
+        held_out_labels=control.labels
+        if real
+        else (
             torch.tensor([index[control.classes[int(label)]] for label in control.labels])
             if known and control.labels is not None
             else None
@@ -325,6 +333,8 @@ def _beside(owned: OwnedImages, control: _Part, origin: str) -> OwnedImages:
 def _counted(part: _Part) -> str:
     if part.labels is None:
         return f"{len(part.images)} of unknown class"
+    if part.labels.is_floating_point():
+        return f"{len(part.images)}, with real targets"
     counts = Counter(part.labels.tolist()).values()
     each = f"{min(counts)} of each" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} of each"
     return f"{len(part.images)}, {each} of {len(counts)} class{'es' * (len(counts) > 1)}"

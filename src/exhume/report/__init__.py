@@ -11,8 +11,8 @@ from torch import Tensor
 
 from exhume.attack.find_start import chance
 from exhume.attack.methods.input_subspace import REWEIGHT_EVERY
-from exhume.audit.scores import HEADLINE, sentence
-from exhume.audit.verdict import Judgement, judge
+from exhume.audit.scores import HEADLINE, is_another_kind, sentence
+from exhume.audit.verdict import NOT_DECIDED, Judgement, judge
 from exhume.checkpoint import Description
 from exhume.errors import InputError
 from exhume.layers import LayerGraph
@@ -36,7 +36,7 @@ from exhume.report.words import (
     typeset,
 )
 from exhume.runs.applicability import read_applicability
-from exhume.runs.audit_record import AuditedImage, AuditRecord
+from exhume.runs.audit_record import EXPLAINED, AuditedImage, AuditRecord
 from exhume.runs.claim import alone
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord, TrainingRecord, read_record
 from exhume.runs.store import read_candidate_tensors
@@ -201,15 +201,21 @@ def _context(run: Contents) -> dict[str, Any]:
     confident = bool(run.candidates["confidence"].isfinite().any())
     parameters = {name: tensor for name, tensor in run.weights.items() if name.startswith("layers.")}
     thing = "point" if points else "image"
+    explained_what = EXPLAINED[audit.owner.of if audit and audit.owner else "weights"]
+    # a change is read from the weights too
+    source = EXPLAINED["momentum" if audit and audit.owner and audit.owner.of == "momentum" else "weights"]
     return {
         "run": run,
         "audit": audit,
         "judgement": judgement,
         "leaks": leaks,
+        "undecided": judgement is not None and judgement.name == NOT_DECIDED,
+        "another_kind": run.scores is not None and is_another_kind(run.scores),
         "fates": fates(leaks),
         "headline": HEADLINE,
         "thing": thing,
-        "title": headline(judgement, run.scores, len(images), thing),
+        "title": headline(judgement, run.scores, len(images), thing, source),
+        "explained_what": explained_what,
         "sentence": sentence(run.scores) if run.scores else None,
         "caveats": caveats(run.found, training.training if training else None, confident),
         "glossary": meanings(),

@@ -4,7 +4,7 @@ import re
 
 from exhume.attack.methods import Exhume
 from exhume.audit.readability import Fate
-from exhume.audit.scores import HEADLINE, Counts
+from exhume.audit.scores import HEADLINE, Counts, is_another_kind
 from exhume.audit.significance import SIGNIFICANT
 from exhume.audit.verdict import Judgement
 from exhume.defence.training import TrainingConfig
@@ -29,15 +29,21 @@ TITLES = {
 """The page's title where no count says more: by the strength of the evidence if it has a row, else by the verdict."""
 
 
-def headline(judgement: Judgement | None, scores: Counts | None, total: int, thing: str) -> str:
-    """The title: what the scores say, under the verdict, or that nothing was checked."""
+def headline(
+    judgement: Judgement | None, scores: Counts | None, total: int, thing: str, explained: str = "the weights"
+) -> str:
+    """The title: what the scores say, under the verdict, or that nothing was checked.
+
+    Args:
+        explained: what they came out of, in words.
+    """
     if scores is None or judgement is None:
         return f"{total} candidates, none of them checked"
     recovered = f"{scores.recovered[HEADLINE]} of {scores.images} training {thing}s"
     if not scores.held_out:
         return f"{recovered} look recovered, without a control"
     if names_leaks(judgement, scores) and scores.p_value is not None and scores.p_value < SIGNIFICANT:
-        return f"{recovered} came out of the weights"
+        return f"{recovered} came out of {explained}"
     return TITLES.get(judgement.strength, TITLES[judgement.verdict])
 
 
@@ -50,7 +56,7 @@ def names_leaks(judgement: Judgement | None, scores: Counts | None) -> bool:
 
 def by_chance(scores: Counts, thing: str) -> str:
     """How many images would resemble a candidate by chance, as far as the control tells."""
-    if not scores.held_out:
+    if not scores.held_out or is_another_kind(scores):
         return f"There is no control, so how many {thing}s would do so by chance is not known."
     null = scores.null[HEADLINE]
     told = f"Of {scores.held_out} held-out {thing}s {null} {'does' if null == 1 else 'do'} so"
@@ -79,7 +85,7 @@ def fates(leaks: bool) -> dict[Fate, tuple[str, str]]:
         ),
         "does not stay": (
             "does not stay",
-            f"A search that begins at the image moves away, below NCC {HEADLINE}: the weights do not hold it there.",
+            f"A search that begins at the image moves away, below NCC {HEADLINE}: nothing holds it there.",
         ),
         "outside the subspace": (
             "outside the subspace",

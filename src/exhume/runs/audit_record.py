@@ -5,9 +5,18 @@ from dataclasses import dataclass, field
 from exhume.audit.membership import Membership
 from exhume.audit.readability import Fate
 from exhume.audit.verdict import Applicability, Judgement
+from exhume.owner.examine import Explained
+from exhume.owner.scaling import ScalingCheck
 from exhume.records import Provenance
 from exhume.runs.defences import DefenceRow
 from exhume.runs.schema import ProblemRecord
+
+EXPLAINED: dict[Explained, str] = {
+    "weights": "the weights",
+    "change": "what training added to the start",
+    "momentum": "the momentum of the optimiser",
+}
+"""What images have to explain, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +25,10 @@ class AuditedImage:
 
     index: its place among the scored images; name: its file, or its row of an array; label: None if unknown; fate: None
     if it did not come out and nothing more is known; ncc: of its one-to-one candidate, whose confidence is given where
-    it is available; share: of the weights' squared norm that the image itself accounts for; multiplier, margin: of the
-    image; reachable: similarity of the image and its projection onto the subspace that is searched, the most that a
-    search can reach; stays: similarity of the image and where a search that began at it ended. None: not computed.
+    it is available; share: of the squared norm of what was explained (`OwnersView.of`) that the image itself accounts
+    for; multiplier, margin: of the image; reachable: similarity of the image and its projection onto the subspace that
+    is searched, the most that a search can reach; stays: similarity of the image and where a search that began at it
+    ended. None: not computed.
     """
 
     index: int
@@ -52,10 +62,12 @@ class LayerResidual:
 class OwnersView:
     """What the owner of the training images can see and no attacker can.
 
+    of: what the images had to explain; of weights and momentum the one where they stay the more plainly;
     residuals: the method's own, "all that is believed", first, then by layer; stay: of how many of the `training`
     images a search that begins there stays; held_out, held_out_stay: the same for held-out images, the control.
     """
 
+    of: Explained = "weights"
     residuals: list[LayerResidual]
     training: int
     stay: int
@@ -71,7 +83,8 @@ class AuditRecord:
     judgement: the verdict with its reasons; applies: what it rests on besides the counts in scores.json; next_steps:
     what to do, a sentence each; images: all training images; owner: None if the condition was not evaluated at them,
     for the reason in `not_examined`; membership: the best signal first, [] without held-out images; defences: [] if
-    they were not asked for.
+    they were not asked for; scaling: whether the network knows the images better if they are scaled otherwise, None
+    where that was not looked at.
     """
 
     truth: ProblemRecord
@@ -85,6 +98,7 @@ class AuditRecord:
     not_examined: str = ""
     membership: list[Membership] = field(default_factory=list)
     defences: list[DefenceRow] = field(default_factory=list)
+    scaling: ScalingCheck | None = None
     provenance: Provenance
 
     @property

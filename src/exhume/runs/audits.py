@@ -1,17 +1,11 @@
-"""The audit of many models with the same images: which there are, which are finished, and the row of each."""
+"""The audit of many models with the same images: which there are, and the row of each."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from exhume.attack.search import Method
 from exhume.audit.scores import HEADLINE
-from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
-from exhume.problems.owned import OwnedImages
-from exhume.runs.audit import fitted
 from exhume.runs.audit_record import AuditRecord
-from exhume.runs.cells import known_record
-from exhume.runs.defences import DEFENCES
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, read_record
 from exhume.runs.tables import Row
 
@@ -44,37 +38,13 @@ def folders_of(models: list[Path], folder: Path, out: Path) -> Iterator[tuple[Pa
         yield model, out / "-".join(name.parts)
 
 
-def finished_audit(
-    folder: Path,
-    checkpoint: Checkpoint,
-    mine: OwnedImages,
-    method: Method,
-    *,
-    initial: Checkpoint | None,
-    find_start: bool,
-    defend: bool,
-) -> bool:
-    """Whether the folder holds exactly this audit, to its end."""
-    audit = known_record(folder / "audit.json", AuditRecord)
-    found = known_record(folder / "candidates.json", CandidatesRecord)
-    if audit is None or found is None or known_record(folder / "scores.json", ScoresRecord) is None:
-        return False
-    checkpoint, mine = fitted(checkpoint, mine)
-    asked = (checkpoint.fingerprint, checkpoint.knowledge, mine.fingerprint, method, len(DEFENCES) if defend else 0)
-    there = (audit.checkpoint, found.known_mean, audit.truth.fingerprint, found.method, len(audit.defences))
-    if initial is not None:
-        return there == asked and found.initial == initial.fingerprint
-    looked = (folder / "start.json").exists() if find_start else found.start is None
-    return there == asked and looked and (found.initial is None or found.start is not None)
-
-
 def audit_row(folder: Path) -> Row:
     """The figures of a finished audit."""
     audit, scores = read_record(folder / "audit.json", AuditRecord), read_record(folder / "scores.json", ScoresRecord)
     found, checked = read_record(folder / "candidates.json", CandidatesRecord), scores.held_out > 0
     owner = audit.owner
     return {
-        "verdict": audit.judgement.verdict,
+        "verdict": audit.judgement.name,
         "images": scores.images,
         "recovered": scores.recovered[HEADLINE],
         "null": scores.null[HEADLINE] if checked else None,

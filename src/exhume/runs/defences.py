@@ -1,6 +1,6 @@
 """What protects: small variants of a training, each attacked in the same way, leak against accuracy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,8 +18,7 @@ from exhume.problems import Problem
 from exhume.problems.owned import OwnedImages
 from exhume.progress import ProgressCallback, no_op
 
-BATCH = 32
-AS_USUAL = TrainingConfig(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=BATCH, epochs=60)
+AS_USUAL = TrainingConfig(lr=0.05, momentum=0.9, weight_decay=5e-4, batch_size=32, epochs=60)
 """An ordinary training, the first row of the table. The variants change one thing of it."""
 LARGER = 3.0
 """Factor of the larger initialisation."""
@@ -90,6 +89,7 @@ def compare_defences(
     problem: Problem,
     method: Exhume | None = None,
     *,
+    names: Sequence[str] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress_callback: ProgressCallback = no_op,
@@ -108,6 +108,7 @@ def compare_defences(
         network: whose layers are trained, also one that was built elsewhere; its weights do not matter.
         problem: the images; its held-out images are the control.
         method: None: `Exhume()`; that of an audit, for figures that can be compared with it.
+        names: of the rows of DEFENCES that are measured; None: all.
         seed: of the initial weights, the batches and the noise.
 
     Raises:
@@ -116,7 +117,7 @@ def compare_defences(
     """
     check_comparable(network, problem)
     told = partial(_row, seed=seed, device=device, progress_callback=progress_callback)
-    return (told(name, network, problem, method or Exhume()) for name in DEFENCES)
+    return (told(name, network, problem, method or Exhume()) for name in (DEFENCES if names is None else names))
 
 
 def check_comparable(network: Checkpoint, images: Problem | OwnedImages) -> None:
@@ -160,7 +161,9 @@ def _row(
         found = reconstruct(attacked, method, initial=start, device=device, progress_callback=progress_callback)
     except InputError as error:  # opacus is not installed or cannot take a layer, or the training diverged
         return DefenceRow(name=name, what=defence.what, message=str(error))
-    counts, last = score(found, images.images, images.labels, images.held_out), trained.history[-1]
+    others = images.held_out_labels
+    counts = score(found, images.images, images.labels, images.held_out, held_out_labels=others)
+    last = trained.history[-1]
     return DefenceRow(
         name=name,
         what=defence.what,

@@ -180,15 +180,42 @@ def with_weights(trained: Checkpoint, initial: Mapping[str, Tensor]) -> Checkpoi
     """The trained network with initial weights in place of its own, where these have the name and the shape.
 
     Others keep their trained values, as if training had frozen them: those of a last layer that is new, for example.
+    Where no name is the trained network's, layers are matched by their order, if all shapes but the last layer's fit.
 
     Raises:
-        InputError: none has.
+        InputError: nothing fits.
     """
-    fits = {name for name, value in trained.weights.items() if name in initial and initial[name].shape == value.shape}
+    named = {name: initial[name] for name in trained.weights if name in initial}
+    fits = {name for name, value in named.items() if value.shape == trained.weights[name].shape}
+    if not named:
+        named = _by_order(trained, initial)
+        fits = set(named)
     if not fits:
-        raise InputError("The initial weights are those of another network: no name and shape is the trained one's.")
-    weights = {name: (initial[name] if name in fits else value).to(value) for name, value in trained.weights.items()}
+        raise InputError(
+            "The initial weights are those of another network: neither names nor, layer by layer, shapes are the "
+            "trained one's."
+        )
+    weights = {name: (named[name] if name in fits else value).to(value) for name, value in trained.weights.items()}
     return replace(trained, weights=weights)
+
+
+def _by_order(trained: Checkpoint, initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Initial values by the trained network's names, layer by layer; {} unless the shapes of all but the last fit."""
+    found, learned = dict[str, Tensor](), _by_name(trained)
+    place = {name.rpartition(".")[0]: number for number, name in enumerate(_matrices(trained))}
+    of_layers = sorted(
+        (name for name in learned if name.rpartition(".")[0] in place), key=lambda name: place[name.rpartition(".")[0]]
+    )
+    for many in (True, False):
+        names = [name for name in of_layers if (learned[name].ndim > 1) == many]
+        values = [value for value in initial.values() if (value.ndim > 1) == many]
+        if len(names) != len(values):
+            return {}
+        fits = [learned[name].shape == value.shape for name, value in zip(names, values, strict=True)]
+        if not all(fits[:-1]):
+            return {}
+        found |= {name: value for name, value, same in zip(names, values, fits, strict=True) if same}
+    return found
 
 
 def ways_for(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -7,14 +7,15 @@ compares her training images with as many that the network has never seen (docs/
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exhume.attack.fit import Fit, Pairs, fit
 from exhume.attack.methods import Exhume
+from exhume.attack.momentum import momentum_target
 from exhume.attack.optimisation import Stepper
 from exhume.attack.reconstruct import explained_shares
 from exhume.attack.residuals import relative_residual
@@ -25,7 +26,10 @@ from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
 from exhume.metrics import similarity
 from exhume.networks import Task
+from exhume.owner.fit import Fit, Pairs, fit
 
+Explained = Literal["weights", "change", "momentum"]
+"""What images have to explain: the weights, what training added to a known start, or an optimiser's momentum."""
 Labels = Int[Tensor, " labels"] | Float[Tensor, " labels"]
 CHUNK = 256
 """Images that are differentiated at a time, where memory grows with them."""
@@ -41,6 +45,7 @@ TINY_SHARE = 1e-9
 class Examination:
     """What the weights say of n given images, with the multipliers that suit them best.
 
+    of: what the images had to explain. "The weights" below are this.
     residual: of the method's own search, weighted as at its end, relative to what no image would leave: from 0 (the
     images explain all that it believes) to about 1 (nothing); believed: the same of each layer that it believes, by
     name; layers: norm(theta_p - G_p)^2 / norm(theta_p)^2 of every parameter p, unweighted, by name;
@@ -55,6 +60,7 @@ class Examination:
         at_risk = examined.explained.argsort(descending=True)[:10]
     """
 
+    of: Explained = "weights"
     residual: float
     believed: dict[str, float]
     layers: dict[str, float]
@@ -70,10 +76,11 @@ class Examination:
 class FittedImages:
     """Given images with their multipliers.
 
-    trained: the network as training left it; target: what the images have to explain, with the start where it is known;
-    scores: of the trained network; classes: labels, or signs in regression.
+    of: what they have to explain; trained: the network as training left it; target: what says what is to be explained,
+    with the start where it is known; scores: of the trained network; classes: labels, or signs in regression.
     """
 
+    of: Explained
     method: Exhume
     trained: Target
     target: Target
@@ -93,6 +100,7 @@ def examine(
     task: Task | None = None,
     centre: Float[Tensor, "c h w"] | None = None,
     initial: Checkpoint | nn.Module | Mapping[str, Tensor] | None = None,
+    of_momentum: bool = False,
     steps: int = STAY_STEPS,
     chunk: int = CHUNK,
 ) -> Examination:
@@ -112,6 +120,7 @@ def examine(
             network says.
         method: whose search is asked; None: `Exhume()`.
         task, centre, initial: as for `reconstruct`.
+        of_momentum: whether the images have to explain the checkpoint's momentum, in place of its weights.
         steps: of the search that begins at the images; 0: none.
         chunk: images that are differentiated at a time. It bounds the memory of all but this search, and changes
             nothing else.
@@ -119,11 +128,12 @@ def examine(
     Raises:
         InputError: there are no images, they do not fit the network or the labels, or as for `reconstruct`.
     """
-    known = {"task": task, "centre": centre, "initial": initial}
+    known = {"task": task, "centre": centre, "initial": initial, "of_momentum": of_momentum}
     given = fit_images(target, images, labels, method or Exhume(), chunk=chunk, **known)  # type: ignore[arg-type]
     fixed, nothing = given.fixed, torch.full((len(images),), torch.nan)
     reached = given.images if fixed.projections is None else fixed.projections
     return Examination(
+        of=given.of,
         residual=given.fit.residual,
         believed=fixed.by_layer(given.fit.cotangents),
         layers=_layers(given, chunk),
@@ -145,6 +155,7 @@ def fit_images(
     task: Task | None,
     centre: Float[Tensor, "c h w"] | None,
     initial: Checkpoint | nn.Module | Mapping[str, Tensor] | None,
+    of_momentum: bool,
     chunk: int,
 ) -> FittedImages:
     """The multipliers that suit given images best, in float64; arguments and errors are those of `examine`."""
@@ -152,9 +163,8 @@ def fit_images(
         raise InputError(f"chunk must be at least 1, not {chunk}.")
     cpu, precision = torch.device("cpu"), torch.float64
     trained = make_target(attacked, task=task, centre=centre).moved_to(cpu, precision)
-    target = trained
-    if initial is not None:
-        target = make_target(attacked, task=task, centre=centre, initial=initial).moved_to(cpu, precision)
+    of, target = _explained(attacked, trained, initial, of_momentum=of_momentum, task=task, centre=centre)
+    target = target if target is trained else target.moved_to(cpu, precision)
     _check(target, images, labels)
     images = images.detach().to(target.centre)
     scores = scores_of(trained.network, images, chunk)
@@ -166,6 +176,7 @@ def fit_images(
     assert isinstance(search, SearchOfFixed)
     fixed = search.fix(images, chunk=chunk)
     return FittedImages(
+        of=of,
         method=method,
         trained=trained,
         target=target,
@@ -175,6 +186,29 @@ def fit_images(
         fixed=fixed,
         fit=fit(fixed, pairs),
     )
+
+
+def _explained(
+    attacked: Checkpoint | nn.Module,
+    trained: Target,
+    initial: Checkpoint | nn.Module | Mapping[str, Tensor] | None,
+    *,
+    of_momentum: bool,
+    task: Task | None,
+    centre: Float[Tensor, "c h w"] | None,
+) -> tuple[Explained, Target]:
+    """What the images have to explain, and the target that says it.
+
+    Raises:
+        InputError: as for `momentum_target` and `make_target`, or there is no momentum.
+    """
+    if of_momentum:
+        if not isinstance(attacked, Checkpoint) or not attacked.momentum:
+            raise InputError("There is no momentum.")
+        return "momentum", momentum_target(attacked)
+    if initial is None:
+        return "weights", trained
+    return "change", make_target(attacked, task=task, centre=centre, initial=initial)
 
 
 def _layers(given: FittedImages, chunk: int) -> dict[str, float]:
