@@ -15,6 +15,8 @@ def noise(count: int, seed: int) -> torch.Tensor:
 
 
 LABELS = torch.tensor([0, 0, 1, 1])
+EXACT, INEXACT = (KnownInit(retained=1.0, exact=exact) for exact in (True, False))
+MOMENTUM = replace(EXACT, of="momentum")
 
 
 def test_only_a_twin_of_the_same_label_in_the_other_search_agrees() -> None:
@@ -66,19 +68,29 @@ def test_what_explains_next_to_nothing_is_not_told_by_the_weights(explained: lis
 
 
 @pytest.mark.parametrize(
-    ("rank", "discarded", "shape", "residual", "activation", "word"),
+    ("known", "rank", "discarded", "shape", "residual", "activation", "word"),
     [
-        (10, 0.05, (1, 5, 5), 0.5, "relu", None),
-        (10, 0.05, (1, 5, 5), 0.51, "relu", "0.51"),  # the weights are made of something else
-        (9, 0.0, (1, 5, 5), 0.0, "relu", "only 9 directions"),  # among few directions searches agree by chance
-        (100, 0.06, (1, 5, 5), 0.0, "relu", "hides part"),  # the weights hide the rest
-        (20, None, (1, 5, 5), 0.0, "relu", "MLP"),  # no subspace
-        (10, 0.0, (1, 1, 2), 0.0, "relu", "points"),  # points
-        (10, 0.0, (1, 5, 5), 0.0, "tanh", "tanh"),  # not calibrated
-        (10, 0.0, (1, 5, 5), 0.0, None, "MLP"),  # no MLP
+        (None, 10, 0.05, (1, 5, 5), 0.5, "relu", None),
+        (None, 10, 0.05, (1, 5, 5), 0.51, "relu", "0.51"),  # the weights are made of something else
+        (None, 9, 0.0, (1, 5, 5), 0.0, "relu", "only 9 directions"),  # among few directions searches agree by chance
+        (None, 100, 0.06, (1, 5, 5), 0.0, "relu", "hides part"),  # the weights hide the rest
+        (None, 20, None, (1, 5, 5), 0.0, "relu", "MLP"),  # no subspace
+        (None, 10, 0.0, (1, 1, 2), 0.0, "relu", "points"),  # points
+        (None, 10, 0.0, (1, 5, 5), 0.0, "tanh", "tanh"),  # not calibrated
+        (None, 10, 0.0, (1, 5, 5), 0.0, None, "MLP"),  # no MLP
+        (EXACT, 10, 0.05, (1, 5, 5), 0.5, "tanh", None),
+        (EXACT, 10, 0.0, (1, 5, 5), 0.51, "gelu", "0.51"),
+        (EXACT, 9, 0.0, (1, 5, 5), 0.0, "relu", "only 9 directions"),
+        (INEXACT, 10, 0.1, (1, 5, 5), 0.6, "relu", None),
+        (INEXACT, 10, 0.11, (1, 5, 5), 0.6, "relu", "begun with other weights"),
+        (INEXACT, 10, 0.1, (1, 5, 5), 0.61, "relu", "0.61"),
+        (INEXACT, 10, 0.0, (1, 5, 5), 0.0, "tanh", "tanh"),  # searches agree, and are wrong
+        (INEXACT, 10, None, (1, 5, 5), 0.0, "relu", "MLP"),
+        (MOMENTUM, 10, 0.0, (1, 5, 5), 0.0, "relu", "momentum"),
     ],
 )
 def test_why_agreement_says_nothing(  # noqa: PLR0917
+    known: KnownInit | None,
     rank: int,
     discarded: float | None,
     shape: tuple[int, int, int],
@@ -95,14 +107,7 @@ def test_why_agreement_says_nothing(  # noqa: PLR0917
         layers=[],
         smoothness=0.0,
         binary_prior=0.0,
+        known_init=known,
     )
     why = uncalibrated_reason(assumptions, torch.rand(4, *shape), residual, activation)
     assert (why is None) if word is None else (why is not None and word in why)
-    of_a_start = {
-        exact: uncalibrated_reason(
-            replace(assumptions, known_init=KnownInit(retained=1.0, exact=exact)), torch.rand(4, *shape), 0.0, "relu"
-        )
-        for exact in (True, False)
-    }
-    if word is None:
-        assert of_a_start[True] is None and "gradient descent" in str(of_a_start[False])

@@ -28,7 +28,7 @@ from exhume import (
     reconstruct,
     train,
 )
-from exhume.attack.confidence import agreement, confidence
+from exhume.attack.confidence import LIMITS, agreement, confidence
 from exhume.attack.find_start import StartSearch, find_start
 from exhume.attack.search import Begin, Iterate, Search
 from exhume.attack.target import Target
@@ -251,8 +251,13 @@ def test_confident_candidates_are_right(digits: tuple[Problem, Candidates]) -> N
     assert right[~confident].float().mean() < right[confident].float().mean() - 0.1
 
 
+def any_residual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' steps are few."""
+    monkeypatch.setitem(LIMITS, "start unknown", replace(LIMITS["start unknown"], unexplained=math.inf))
+
+
 def test_a_single_search_has_no_confidence_and_is_the_first_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exhume.attack.confidence.MOST_UNEXPLAINED", math.inf)  # 20 steps are few
+    any_residual(monkeypatch)  # 20 steps are few
     problem = load_problem("mnist-digits", Selection(per_class=3))
     victim = train(problem, TrainingConfig(epochs=300), network=NetworkConfig(widths=(200,))).checkpoint
     config = replace(SMALL["exhume"], steps=20)
@@ -318,7 +323,7 @@ def test_the_message_says_for_how_many_searches_there_is_no_confidence(monkeypat
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_search_that_diverges_leaves_the_candidates_of_the_others(monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
-    monkeypatch.setattr("exhume.attack.confidence.MOST_UNEXPLAINED", math.inf)
+    any_residual(monkeypatch)
     victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=20, restarts=3, images=26)
     whole, prepared, started = reconstruct(victim, config), Exhume.prepared, []
 

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from exhume.candidates import Assumptions, Images
+from exhume.candidates import Assumptions, Images, KnownInit
 from exhume.metrics import measure_of, similarity
+from exhume.networks import ACTIVATIONS
 
 CALIBRATION = (-6.9, 4.3)
 """Intercept and slope of the log-odds against -log10(1 - agreement): a logistic fit (-6.88, 4.46) to the candidates of
@@ -20,20 +23,35 @@ Searches agree on flat pictures that the priors alone make: 9 of 13 confident ca
 share means an output of the wrong sign: 6 of 82 confident ones of b8-decay, all wrong. Under squared error a right
 image whose output exceeds its target is one of these, and gets 0 too."""
 
-MOST_DISCARDED = 0.05
-"""Largest discarded singular value, relative to the largest, up to which the calibration holds. Beyond it the weights
-determine a projection of the images at most (at most 0.005 where many came out, 0.36 where searches agreed on wrong
-ones, nearly 1 without training)."""
-
 FEWEST_DIRECTIONS = 10
 """Directions from which the calibration holds: of two directions 395 of 400 candidates agreed, all of them wrong."""
 
-MOST_UNEXPLAINED = 0.5
-"""Relative residual up to which the candidates are what the weights are made of. A search cut short or a wrong centre
-leaves more (0.88, and 24 of 28 confident candidates wrong); it was at most 0.32 where the calibration was tried."""
 
-ACTIVATION = "relu"
-"""The activation that the calibration was made with (of 229 confident candidates of a tanh network 14 were right)."""
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Where the calibration holds.
+
+    discarded: the largest discarded singular value, relative to the largest. Beyond it the weights determine a
+    projection of the images at most. unexplained: the relative residual at the end. Beyond it the candidates are not
+    what the weights are made of. activations: rows of `networks.ACTIVATIONS`.
+    """
+
+    discarded: float
+    unexplained: float
+    activations: tuple[str, ...]
+
+
+LIMITS: dict[Literal["start unknown", "exact", "inexact"], Limits] = {
+    "start unknown": Limits(discarded=0.05, unexplained=0.5, activations=("relu",)),
+    "exact": Limits(discarded=0.05, unexplained=0.5, activations=tuple(ACTIVATIONS)),
+    "inexact": Limits(discarded=0.1, unexplained=0.6, activations=("relu",)),
+}
+"""By what is known of the start, and whether its change has few directions (`KnownInit.exact`).
+
+Start unknown: discarded was at most 0.005 where many came out, 0.36 where searches agreed on wrong ones; a wrong centre
+left 0.88 unexplained, and 24 of 28 confident candidates were wrong; of 229 of a tanh network 14 were right. Inexact:
+0.05 and 0.51 where the confident were right; with a wrong start 0.17 and 0.83, and none of 15 was. By Adam with smooth
+activations 4 of 61 confident ones were right (docs/log.md, "Confidence where the start is known")."""
 
 CLOSEST = 1e-6
 """1 - agreement is at least this, so that equal candidates have finite log-odds."""
@@ -49,31 +67,48 @@ def uncalibrated_reason(
         activation: of an MLP; None of any other network.
     """
     discarded = math.inf if assumptions.discarded is None else assumptions.discarded
-    known, residual_ok = assumptions.known_init, residual <= MOST_UNEXPLAINED
+    known, within = assumptions.known_init, limits(assumptions)
     reasons = [
         (measure_of(images) != "ncc", "points have no contrast to compare"),
         (
             activation is None or math.isinf(discarded),
             "it was calibrated for searches within an MLP's first layer",
         ),
-        (activation != ACTIVATION, f"it was calibrated for {ACTIVATION}, and this network has {activation}"),
         (
             known is not None and known.of == "momentum",
             "it was calibrated for weights, and not for an optimiser's momentum",
         ),
         (
-            known is not None and not known.exact,
-            "it was calibrated for gradient descent. Here the first layer's change has more directions: training used "
-            "another optimiser (Adam, for example), or began with other weights",
+            activation not in within.activations,
+            f"it was calibrated for {', '.join(within.activations)} {_where(known)}, and this network has {activation}",
         ),
         (
             assumptions.rank < FEWEST_DIRECTIONS,
             f"only {assumptions.rank} directions stand out, and searches agree among so few by chance",
         ),
-        (discarded > MOST_DISCARDED, "the first layer hides part of the images, and searches agree on a projection"),
-        (not residual_ok, f"the candidates leave too much of the weights unexplained (residual {residual:.2f})"),
+        (
+            discarded > within.discarded,
+            "the first layer hides part of the images, and searches agree on a projection"
+            + (" (training may have begun with other weights)" if known else ""),
+        ),
+        (
+            residual > within.unexplained,
+            f"the candidates leave too much of the weights unexplained (residual {residual:.2f})",
+        ),
     ]
     return next((why for holds, why in reasons if holds), None)
+
+
+def limits(assumptions: Assumptions) -> Limits:
+    """The row of `LIMITS` for a search."""
+    known = assumptions.known_init
+    if known is None or known.of == "momentum":
+        return LIMITS["start unknown"]
+    return LIMITS["exact" if known.exact else "inexact"]
+
+
+def _where(known: KnownInit | None) -> str:
+    return "where the start is unknown" if known is None else "after steps element by element (Adam, for example)"
 
 
 def agreement(

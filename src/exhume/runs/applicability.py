@@ -1,6 +1,6 @@
 """Whether the method can read a network, as far as the record of a reconstruction tells: no image is looked at."""
 
-from exhume.attack.confidence import FEWEST_DIRECTIONS, MOST_DISCARDED, MOST_UNEXPLAINED
+from exhume.attack.confidence import FEWEST_DIRECTIONS, limits
 from exhume.attack.methods import Reference
 from exhume.audit.verdict import Applicability
 from exhume.runs.schema import CandidatesRecord
@@ -34,6 +34,7 @@ GENERAL = (
 def _against(record: CandidatesRecord) -> str:
     """What speaks against the method here; "": nothing does."""
     found, last = record.assumptions, record.history[-1] if record.history else None
+    within = limits(found)
     if record.status == "diverged":
         return "The search diverged."
     if found.known_init is not None and not found.known_init.exact:
@@ -43,8 +44,8 @@ def _against(record: CandidatesRecord) -> str:
         )
     if 0 < found.rank < FEWEST_DIRECTIONS:
         return f"Only {found.rank} directions of the first layer stand out, too few to tell images apart."
-    if found.discarded is not None and found.discarded > MOST_DISCARDED:
+    if found.discarded is not None and found.discarded > within.discarded:
         return "The first layer shows the images through noise only, as it does with little training or none."
-    if last is not None and last.residual > MOST_UNEXPLAINED:
+    if last is not None and last.residual > within.unexplained:
         return f"The candidates leave {min(last.residual, 1):.0%} of the weights unexplained."
     return ""
