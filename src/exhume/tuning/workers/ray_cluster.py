@@ -94,10 +94,11 @@ def _gotten(ray: Any, what: Any) -> Any:
     """
     try:
         return ray.get(what)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
     except ray.exceptions.RayError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        cause = getattr(error, "cause", None) or error  # of the task itself
+        if not isinstance(cause, ray.exceptions.RayError):
+            raise cause from None
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"Ray gave up a task after {RETRIES} retries ({reason}); the same command goes on with what has not ended."
         ) from None
