@@ -114,7 +114,7 @@ def test_the_command_gives_the_same_with_ray_as_without(tmp_path: Path) -> None:
     for place, words in (("here", []), ("there", ["--ray", "local"])):
         run = Path(shutil.copytree(tmp_path / "trained", tmp_path / place))
         command = [str(EXHUME), "search", str(run), "--trials=14", "--steps=30", "--device=cpu", "--threads=1", *words]
-        # a process of its own: Ray allows a process but one cluster in its life
+        # in a process of its own: after a local cluster Ray has a token, which the other cluster here does not know
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         found.append(read_record(run / "search.json", SearchRecord))
         images.append((run / "candidates.safetensors").read_bytes())

@@ -150,6 +150,19 @@ def test_ray_that_is_not_installed_or_not_there_is_a_sentence(monkeypatch: pytes
         list(RayCluster().map(squared, [1], count=1, device="cpu", display=no_display))
 
 
+@pytest.mark.parametrize("kind", ["ConnectionError", "AuthenticationError"])
+def test_a_cluster_that_refuses_is_a_sentence_with_what_to_do(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    refusal = ConnectionError if kind == "ConnectionError" else ray.exceptions.AuthenticationError
+
+    def refuse(**_: object) -> None:
+        raise refusal("No token.\nMore.")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(InputError, match=r"auto cannot be reached: .*No token\. If it asks .*, set RAY_AUTH_MODE"):
+        list(RayCluster(address="auto").map(squared, [1], count=1, device="cpu", display=no_display))
+
+
 # ---- The journal and the medians
 
 
