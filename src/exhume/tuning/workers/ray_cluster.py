@@ -23,7 +23,7 @@ RETRIES = 5
 
 CONNECT_SECONDS = 10.0
 """Until a cluster that does not answer counts as none."""
-UNKNOWN = "If it asks for a token, set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token."
+REFUSED = "If it asks for a token, set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token."
 """Ray says so of itself only in its log. `ray start --head` asks for one wherever there is such a file."""
 MISSING = InputError("Ray is not installed; install exhume again with the extra [ray].")
 
@@ -137,7 +137,7 @@ def _connect(ray: Any, address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"The Ray cluster {address} cannot be reached: {reason}. {UNKNOWN}") from None
+        raise InputError(f"The Ray cluster {address} cannot be reached: {reason}. {REFUSED}") from None
 
 
 def _check_address(address: str) -> None:
