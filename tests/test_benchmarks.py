@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import designs, findings, run, speed, study, targets, zoo
+from benchmarks import cluster, designs, findings, run, speed, study, targets, zoo
 from benchmarks.laws import (
     Difference,
     difference,
@@ -28,7 +28,8 @@ from exhume.networks import NetworkConfig
 from exhume.presets import TRAININGS
 from exhume.problems import INSTALLED, Problem, Selection, load_problem
 from exhume.records import read_tensors, write_tensors
-from exhume.runs.cells import Result
+from exhume.runs.cells import Result, train_once
+from exhume.runs.schema import SearchRecord, read_record
 from exhume.runs.store import load_candidates, read_training
 from exhume.runs.zoo import SECOND
 
@@ -326,3 +327,20 @@ def test_the_margin_is_judged_by_its_correlations() -> None:
     correlations = {"rho margin": -0.6, "p margin": 1e-4, "rho multiplier": -0.6, "p multiplier": 1e-4}
     sentence = findings.margin([made(5, network="ce", **correlations)])
     assert "margin -0.60, which agrees" in sentence and "multiplier -0.60, which disagrees" in sentence
+
+
+# ---------------------------------------------------------------- the driver of a cluster
+
+
+def test_the_driver_of_a_search_is_measured_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = cluster.recipe((10,))
+    train_once(tmp_path / "trained", replace(recipe, training=TrainingConfig(epochs=5)), device="cpu")
+    cluster.print_driver(tmp_path, tmp_path / "trained", 50, "random")
+    told = re.fullmatch(
+        r"driver, random, after 50 trials: ([\d.]+) ms each, ([\d.]+) .*\n +the journal has ([\d,]+) bytes a trial\n",
+        capsys.readouterr().out,
+    )
+    assert told is not None
+    assert float(told[1]) > 0 and int(told[3].replace(",", "")) > 1000
+    record = read_record(tmp_path / "search-instant" / "search.json", SearchRecord)
+    assert [trial.number for trial in record.trials] == list(range(50)) and record.best == 0

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,59 @@ def test_a_search_is_the_same_as_in_one_process(nodes: Nodes, run: Path, local: 
     check_equal(found, local, run)
     assert found.provenance.device == "ray, cpu"
     assert not ray.is_initialized()
+
+
+def test_the_command_gives_the_same_with_ray_as_without(tmp_path: Path) -> None:
+    """By the defaults, where each trial follows from all before it: the sampler learns, and the median stops some."""
+    small = ["--widths", "40", "--epochs", "20", "--per-class", "2", "--data-dir", "installed", "--device", "cpu"]
+    main(["train", "mnist-digits", str(tmp_path / "trained"), *small])
+    found, images = [], []
+    for place, words in (("here", []), ("there", ["--ray", "local"])):
+        run = Path(shutil.copytree(tmp_path / "trained", tmp_path / place))
+        command = [str(EXHUME), "search", str(run), "--trials=14", "--steps=30", "--device=cpu", "--threads=1", *words]
+        # in a process of its own: after a local cluster Ray has a token, which the other cluster here does not know
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        found.append(read_record(run / "search.json", SearchRecord))
+        images.append((run / "candidates.safetensors").read_bytes())
+    here, there = found
+    assert [trial.number for trial in there.trials] == list(range(14))
+    assert timeless(there.trials) == timeless(here.trials)
+    assert {trial.state for trial in here.trials} == {"complete", "pruned"}
+    assert (there.best, there.kept) == (here.best, here.kept) and images[0] == images[1]
+
+
+def bulky(item: int, _: object) -> tuple[str, bytes]:
+    """Says where it was done, and leaves there what is too large to travel with that."""
+    time.sleep(0.5)  # so that all nodes get some
+    return ray.get_runtime_context().get_node_id(), bytes([item]) * 1_000_000
+
+
+def check_held(done: Any, nodes: set[str]) -> None:
+    """These nodes and no others hold the bulk; Ray tells it a little later."""
+    (_, bulk), end = done.fetch.args, time.monotonic() + 10
+    while (held := set(ray.experimental.get_object_locations([bulk])[bulk]["node_ids"])) != nodes:
+        assert len(held) < len(nodes) and time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_bulk_stays_where_it_was_made_until_it_is_fetched(nodes: Nodes) -> None:
+    made, here = set(), nodes.cluster.head_node.node_id
+    with closing(nodes.workers.map(bulky, range(6), count=3, device="cpu", display=no_display)) as results:
+        for done in results:
+            made.add(done.result)
+            check_held(done, {done.result})
+            assert done.fetch() == bytes([done.item]) * 1_000_000
+            check_held(done, {done.result, here})
+    assert made - {here}
+
+
+def test_a_bulk_whose_node_is_removed_before_it_is_fetched_is_made_again(nodes: Nodes) -> None:
+    with closing(nodes.workers.map(bulky, range(6), count=3, device="cpu", display=no_display)) as results:
+        done = next(done for done in results if done.result != nodes.cluster.head_node.node_id)
+        gone = next(node for node in nodes.nodes if node.node_id == done.result)
+        nodes.cluster.remove_node(gone, allow_graceful=False)
+        nodes.nodes[nodes.nodes.index(gone)] = nodes.cluster.add_node(num_cpus=1)
+        assert done.fetch() == bytes([done.item]) * 1_000_000
 
 
 def deadly(number: int, method: Any, candidates: Candidates, seconds: float, *, marks: Path, times: int) -> Any:
@@ -228,7 +282,7 @@ def test_a_study_is_the_same_as_in_one_process(nodes: Nodes, tmp_path: Path) -> 
 def test_an_audit_of_a_folder_is_the_same_as_in_one_process(nodes: Nodes, tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         network = nn.Sequential(nn.Linear(784, 20), nn.ReLU(), nn.Linear(20, 10))
         torch.save(network.state_dict(), models / f"epoch-{seed}.pt")
@@ -239,7 +293,7 @@ def test_an_audit_of_a_folder_is_the_same_as_in_one_process(nodes: Nodes, tmp_pa
     for out, more in (("here", []), ("there", ["--ray", nodes.cluster.address, "--workers", "3"])):
         main(["audit", "--all", str(models), "--out", f"{tmp_path}/{out}", *words, *more])
         tables.append(table(tmp_path / out))
-        assert all((tmp_path / out / f"epoch-{seed}" / "report.html").exists() for seed in range(3))
-    assert tables[0] == tables[1] and len(tables[0]) == 4
+        assert all((tmp_path / out / f"epoch-{seed}" / "report.html").exists() for seed in range(2))
+    assert tables[0] == tables[1] and len(tables[0]) == 3
     before, after = (json.loads((tmp_path / o / "epoch-1" / "audit.json").read_text()) for o in ("here", "there"))
     assert [image["ncc"] for image in before["images"]] == [image["ncc"] for image in after["images"]]

@@ -1,5 +1,6 @@
 """What docs/architecture.md shows is run."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 
 from exhume import NetworkConfig, Selection, TrainingConfig, load_problem, reconstruct, train
 from exhume.attack.search import Method
+from exhume.cli import main
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
@@ -26,6 +28,17 @@ def test_the_method_of_the_recipe_reconstructs() -> None:
     assert len(wide.images) == len(narrow.images)
     assert wide.status == "done"
     assert not torch.equal(wide.images, narrow.images)
+
+
+def test_the_cells_of_the_guide_are_cells(tmp_path: Path) -> None:
+    shown = re.search(r"<!-- cells -->\n```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.DOTALL)
+    assert shown is not None
+    (tmp_path / "neurons.py").write_text(shown[1])
+    main(["study", str(tmp_path / "neurons.py"), "--out", str(tmp_path / "study"), "--device", "cpu"])
+    with (tmp_path / "study" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["neurons"], row["images"]) for row in rows] == [("50", "50"), ("200", "50")]
+    assert int(rows[1]["recovered"]) > int(rows[1]["null"])
 
 
 def test_every_link_within_the_pages_is_there() -> None:

@@ -1,6 +1,7 @@
 """Workers: every item once, in the order in which they end, wherever they are worked on."""
 
 import csv
+import math
 import multiprocessing
 import os
 import pickle
@@ -8,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ import pytest
 import torch
 from torch import nn
 
+from exhume.attack.methods import Exhume
 from exhume.cli import main
 from exhume.commands import audit as audit_command
 from exhume.commands import study as study_command
@@ -30,6 +32,7 @@ from exhume.tuning.workers import WORKERS, choose_workers
 from exhume.tuning.workers.processes import Processes
 from exhume.tuning.workers.protocol import Done, Workers
 from exhume.tuning.workers.ray_cluster import RayCluster
+from victims import checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +150,19 @@ def test_ray_that_is_not_installed_or_not_there_is_a_sentence(monkeypatch: pytes
         list(RayCluster().map(squared, [1], count=1, device="cpu", display=no_display))
 
 
+@pytest.mark.parametrize("kind", ["ConnectionError", "AuthenticationError"])
+def test_a_cluster_that_refuses_is_a_sentence_with_what_to_do(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    refusal = ConnectionError if kind == "ConnectionError" else ray.exceptions.AuthenticationError
+
+    def refuse(**_: object) -> None:
+        raise refusal("No token.\nMore.")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(InputError, match=r"auto cannot be reached: .*No token\. If it asks .*, set RAY_AUTH_MODE"):
+        list(RayCluster(address="auto").map(squared, [1], count=1, device="cpu", display=no_display))
+
+
 # ---- The journal and the medians
 
 
@@ -191,8 +207,42 @@ def test_what_is_told_together_is_one_writing_or_none(tmp_path: Path) -> None:
         second.report(1.0, 0)
         raise KeyboardInterrupt
     assert (tmp_path / "journal").read_bytes() == after
+    with journal.together(opened):
+        pass
+    assert (tmp_path / "journal").read_bytes() == after
     opened.tell(second, 2.0)
     assert journal.open_journal(tmp_path / "journal", largest=False).best_value == 2.0
+
+
+class Telling(Far):
+    """Notes how many bytes a result has, and of which items the bulk is asked for."""
+
+    def __init__(self) -> None:
+        self.sizes, self.fetched = list[int](), list[int]()
+
+    def map(self, *words: Any, **more: Any) -> Iterator[Done[Any, Any, Any]]:
+        for done in super().map(*words, **more):
+            self.sizes.append(len(pickle.dumps(done.result)))
+            yield replace(done, fetch=partial(self.fetch, done))
+
+    def fetch(self, done: Done[Any, Any, Any]) -> Any:
+        self.fetched.append(done.item.number)
+        return done.fetch()
+
+
+def large(*_: Any) -> bytes:
+    return bytes(1_000_000)
+
+
+def test_only_scores_travel_but_for_the_candidates_of_trials_that_lead(tmp_path: Path) -> None:
+    workers, config = Telling(), study.SweepConfig(trials=12, sampler="random")
+    method = Exhume(steps=30, per_class=3, restarts=1)
+    rounds = study.sweep(
+        checkpoint("binary"), config, method, journal=tmp_path / "journal", workers=workers, keep=large
+    )
+    values = [math.inf if trial.value is None else trial.value for trial in list(rounds)[-1]]
+    assert workers.fetched == [n for n in range(12) if values[n] < min(values[:n], default=math.inf)]
+    assert 0 < len(workers.fetched) < 12 and max(workers.sizes) < 3000
 
 
 # ---- Run folders
@@ -240,7 +290,7 @@ def test_work_elsewhere_leaves_nothing_in_the_temporary_folder(tmp_path: Path, m
 # ---- The commands on many runs
 
 CELLS = """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from exhume import Exhume, NetworkConfig, Selection, TrainingConfig
 from exhume.runs.cells import Cell, Recipe, run_cell

@@ -115,7 +115,8 @@ def together(study: "Study") -> Iterator[None]:
         yield
     finally:
         backend.held = None
-    backend.append_logs(held)
+    if held:  # of nothing Optuna would write an empty line, which it cannot read
+        backend.append_logs(held)
 
 
 def _mend(journal: Path) -> None:

@@ -286,7 +286,8 @@ def _ask(job: _Job, study: "optuna.Study", count: int, under_way: dict[int, "opt
         if begun is not None:
             _draw_again(study, begun)
         ranges = SPACES[job.config.space].ranges
-        settings = {name: _suggest(trial, name, values) for name, values in ranges.items()}
+        with together(study):
+            settings = {name: _suggest(trial, name, values) for name, values in ranges.items()}
         yield _Asked(number=trial.number, settings=settings, limits=_limits(study))
 
 

@@ -23,6 +23,8 @@ RETRIES = 5
 
 CONNECT_SECONDS = 10.0
 """Until a cluster that does not answer counts as none."""
+REFUSED = "If it asks for a token, set RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token."
+"""Ray says so of itself only in its log. `ray start --head` asks for one wherever there is such a file."""
 MISSING = InputError("Ray is not installed; install exhume again with the extra [ray].")
 
 
@@ -94,10 +96,11 @@ def _gotten(ray: Any, what: Any) -> Any:
     """
     try:
         return ray.get(what)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
     except ray.exceptions.RayError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        cause = getattr(error, "cause", None) or error  # of the task itself
+        if not isinstance(cause, ray.exceptions.RayError):
+            raise cause from None
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"Ray gave up a task after {RETRIES} retries ({reason}); the same command goes on with what has not ended."
         ) from None
@@ -132,9 +135,9 @@ def _connect(ray: Any, address: str) -> None:
     own = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"The Ray cluster {address} cannot be reached: {reason}.") from None
+        raise InputError(f"The Ray cluster {address} cannot be reached: {reason}. {REFUSED}") from None
 
 
 def _check_address(address: str) -> None:
