@@ -47,7 +47,7 @@ DAMAGE = (
     zlib.error,
     OSError,
     EOFError,
-    NotImplementedError,
+    RuntimeError,
     KeyError,
     TypeError,
     ValueError,

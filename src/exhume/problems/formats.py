@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -189,9 +190,13 @@ def _check_memo(content: bytes) -> None:
 
     Python makes a table up to the largest number: a few bytes could ask for 32 GB.
     """
-    for operation, number, _ in pickletools.genops(content):
-        if operation.name in ("PUT", "LONG_BINPUT") and isinstance(number, int) and number > len(content):
-            raise ValueError("numbers more objects than it holds")
+    largest = 0
+    with suppress(ValueError):  # the reader says what else is wrong
+        for operation, number, _ in pickletools.genops(content):
+            if operation.name in ("PUT", "LONG_BINPUT") and isinstance(number, int):
+                largest = max(largest, number)
+    if largest > len(content):
+        raise ValueError("numbers more objects than it holds")
 
 
 def _cifar_pickle(content: bytes, kind: Cifar) -> tuple[NDArray[Any], NDArray[Any]]:
