@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tyro.conf import Positional
 
 from exhume.commands.display import bars, console
@@ -34,8 +35,11 @@ class Study:
     """Work on the Ray cluster at this address; auto: the one that this machine belongs to; local: start one here."""
     device: Device = "auto"
     """Where to compute."""
+    threads: int | None = None
+    """Threads of the CPU for one worker; None: one for each core. Several workers have one each, and so has Ray's."""
 
     def __call__(self) -> None:
+        use_threads(self.threads)
         cells, out = load_cells(self.cells), self.out or Path("runs") / "studies" / self.cells.stem
         check_workers(self.workers)
         results = []
@@ -76,6 +80,14 @@ class Compare:
             replace_file(self.csv, table_csv(rows).encode())
         if self.page is not None:
             replace_file(self.page, comparison_page(rows).encode())
+
+
+def use_threads(count: int | None) -> None:
+    """Computes with so many threads of the CPU from now on; None: as before."""
+    if count is not None and count < 1:
+        raise InputError(f"threads must be at least 1, not {count}.")
+    if count is not None:
+        torch.set_num_threads(count)
 
 
 def check_workers(count: int) -> None:

@@ -136,6 +136,8 @@ def kind_of(path: Path) -> str:
     try:
         if path.is_dir():
             raise InputError(f"{path} is no plain state dict: it is a folder.")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file: a pipe or a device is not read.")
         with path.open("rb") as file:
             head = file.read(HEAD)
     except (FileNotFoundError, NotADirectoryError):
