@@ -56,10 +56,12 @@ FIND = "find-start run --ways all-seeds --last-seed 40 --threads 1"
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A command, and those that were run in its folder before."""
+    """A command, and those that were run in its folder before (`before`)."""
 
     command: str
     before: Sequence[str] = field(default=())
+    stages: bool = False
+    """Whether it is made of several stages, so that what was there goes when an earlier one has ended."""
 
 
 SCENARIOS = {
@@ -78,11 +80,11 @@ SCENARIOS = {
     "search": Scenario(command=SEARCH, before=(TRAIN,)),
     "search-overwrite": Scenario(command=f"{SEARCH} --overwrite", before=(TRAIN, OTHER_SEARCH, "score run")),
     "demo": Scenario(command=DEMO),
-    "demo-again": Scenario(command=f"{DEMO} --seed 1", before=(DEMO,)),
+    "demo-again": Scenario(command=f"{DEMO} --seed 1", before=(DEMO,), stages=True),
     "audit": Scenario(command=f"{AUDIT} --no-find-start"),
     "audit-find-start": Scenario(command=AUDIT),
     "audit-overwrite": Scenario(
-        command=f"{AUDIT} --no-find-start --steps 2 --overwrite", before=(f"{AUDIT} --no-find-start",)
+        command=f"{AUDIT} --no-find-start --steps 2 --overwrite", before=(f"{AUDIT} --no-find-start",), stages=True
     ),
     "audit-defend": Scenario(command=f"{AUDIT} --no-find-start --defend"),
 }
@@ -268,7 +270,7 @@ def check(name: str, folder: Path, mode: str, every: int = 1, first: int = 1) ->
     assert code == 0, said
     assert count > 0
     expected = contents(run)
-    old = raw(base)
+    old = {} if scenario.stages else raw(base)
     points = range(first, count + 1, every)
     for at in points:
         fresh(base, folder)

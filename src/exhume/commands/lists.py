@@ -28,7 +28,7 @@ class ImportArgs:
 
     def __call__(self) -> None:
         if self.file.exists() and not self.file.is_file():
-            raise InputError(f"{self.file} is no file.")
+            raise InputError(f"{self.file} cannot be read: it is no file.")
         try:
             text = self.file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

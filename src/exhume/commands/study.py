@@ -42,6 +42,8 @@ class Study:
         use_threads(self.threads)
         cells, out = load_cells(self.cells), self.out or Path("runs") / "studies" / self.cells.stem
         check_workers(self.workers)
+        if not self.seeds:
+            raise InputError("Give at least one seed.")
         results = []
         for result in run_study(
             out / "cells",
@@ -74,6 +76,8 @@ class Compare:
     """Write it as a page to this file."""
 
     def __call__(self) -> None:
+        if not self.runs:
+            raise InputError("Give the folders of the runs.")
         rows = compare_runs(self.runs)
         console.print(side_by_side(rows), soft_wrap=True)
         if self.csv is not None:
