@@ -60,8 +60,8 @@ def test_a_search_in_float32_is_near_that_in_float64(problem: Problem, checkpoin
             stepper.take(step)
         ended.append((float(stepper.residuals[0]), search.iterate().images.double()))
     (single, one), (double, other) = ended
-    assert single == pytest.approx(double, rel=1e-3)
-    assert float((one - other).abs().max()) < 1e-2
+    assert single == pytest.approx(double, rel=1e-2)  # the weighting of directions follows from rounded singular values
+    assert float((one - other).abs().max()) < 0.02
 
 
 # ---- Long work: nothing grows
