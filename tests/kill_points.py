@@ -49,7 +49,7 @@ RECONSTRUCT = "reconstruct run --steps 3 --per-class 3 --no-find-start --device 
 MORE = RECONSTRUCT.replace("3", "4", 1)
 SEARCH = "search run --trials 3 --steps 3 --per-class 3 --keep 1 --device cpu"
 OTHER_SEARCH = SEARCH.replace("--steps 3", "--steps 2")
-AUDIT = "audit model.npz --images data.npz --out run --steps 3 --restarts 1 --device cpu"
+AUDIT = "audit model.npz --images data.npz --out run --steps 3 --restarts 1 --no-find-start --device cpu"
 DEMO = "demo --out run --device cpu"
 FIND = "find-start run --ways all-seeds --last-seed 40 --threads 1"
 
@@ -81,12 +81,9 @@ SCENARIOS = {
     "search-overwrite": Scenario(command=f"{SEARCH} --overwrite", before=(TRAIN, OTHER_SEARCH, "score run")),
     "demo": Scenario(command=DEMO),
     "demo-again": Scenario(command=f"{DEMO} --seed 1", before=(DEMO,), stages=True),
-    "audit": Scenario(command=f"{AUDIT} --no-find-start"),
-    "audit-find-start": Scenario(command=AUDIT),
-    "audit-overwrite": Scenario(
-        command=f"{AUDIT} --no-find-start --steps 2 --overwrite", before=(f"{AUDIT} --no-find-start",), stages=True
-    ),
-    "audit-defend": Scenario(command=f"{AUDIT} --no-find-start --defend"),
+    "audit": Scenario(command=AUDIT),
+    "audit-overwrite": Scenario(command=f"{AUDIT} --steps 2 --overwrite", before=(AUDIT,), stages=True),
+    "audit-defend": Scenario(command=f"{AUDIT} --defend"),
 }
 
 
