@@ -1,11 +1,12 @@
 """Kills a command before each of its file operations, and in the middle of each write, and then runs it again.
 
-    python tests/kill_points.py SCENARIO FOLDER [kill | full]
+    python tests/kill_points.py SCENARIO FOLDER {kill | full} [EVERY [FIRST]]
 
 A program of its own, because it forks: PyTorch's threads do not survive that, so this process must never compute. It
 prints how many operations there were; what is not as it must be is an `AssertionError`.
 
 kill: dies at operation k, for every k; the same command must then give the same files as if nothing had been.
+EVERY: 1 tries all points, 20 each twentieth, beginning with FIRST.
 full: the disk has no room from write k on; the command must say so in one sentence, and leave all that was there.
 """
 
@@ -21,6 +22,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,8 +33,9 @@ from exhume.attack.methods import Exhume
 from exhume.cli import main
 from exhume.commands import run as commands
 from exhume.presets import TRAININGS
+from exhume.problems import Selection, load_problem
 from exhume.records import PART
-from exhume.runs import pipeline, start
+from exhume.runs import audit, pipeline, start
 from exhume.runs.claim import CLAIM
 
 KILLED = 137
@@ -46,15 +49,19 @@ RECONSTRUCT = "reconstruct run --steps 3 --per-class 3 --no-find-start --device 
 MORE = RECONSTRUCT.replace("3", "4", 1)
 SEARCH = "search run --trials 3 --steps 3 --per-class 3 --keep 1 --device cpu"
 OTHER_SEARCH = SEARCH.replace("--steps 3", "--steps 2")
+AUDIT = "audit model.npz --images data.npz --out run --steps 3 --restarts 1 --no-find-start --device cpu"
+DEMO = "demo --out run --device cpu"
 FIND = "find-start run --ways all-seeds --last-seed 40 --threads 1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A command, and those that were run in its folder before."""
+    """A command, and those that were run in its folder before (`before`)."""
 
     command: str
     before: Sequence[str] = field(default=())
+    stages: bool = False
+    """Whether it is made of several stages, so that what was there goes when an earlier one has ended."""
 
 
 SCENARIOS = {
@@ -72,7 +79,11 @@ SCENARIOS = {
     "find-start": Scenario(command=FIND, before=(TRAIN,)),
     "search": Scenario(command=SEARCH, before=(TRAIN,)),
     "search-overwrite": Scenario(command=f"{SEARCH} --overwrite", before=(TRAIN, OTHER_SEARCH, "score run")),
-    "demo": Scenario(command="demo --out run --device cpu"),
+    "demo": Scenario(command=DEMO),
+    "demo-again": Scenario(command=f"{DEMO} --seed 1", before=(DEMO,), stages=True),
+    "audit": Scenario(command=AUDIT),
+    "audit-overwrite": Scenario(command=f"{AUDIT} --steps 2 --overwrite", before=(AUDIT,), stages=True),
+    "audit-defend": Scenario(command=f"{AUDIT} --defend"),
 }
 
 
@@ -86,13 +97,21 @@ IMPORTED_LATE = (
     "optuna",
 )
 IMPORTED_LATE += ("exhume.attack.find_start.all_seeds", "exhume.attack.find_start.kernels", "exhume.report", "tyro")
-IMPORTED_LATE += ("matplotlib.backends.backend_agg", "optuna.storages.journal", "optuna.samplers", "optuna.pruners")
+IMPORTED_LATE += (
+    "exhume.commands.audit",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "optuna.storages.journal",
+    "optuna.samplers",
+    "optuna.pruners",
+)
 
 
 def prepare(folder: Path) -> None:
     """Tiny data, and the real commands made short; every state is saved at once."""
     for name in IMPORTED_LATE:  # once, and not in every child
         importlib.import_module(name)
+    torch.set_num_threads(1)
     gc.freeze()
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (16, 5, 5), dtype=np.uint8)
@@ -103,10 +122,14 @@ def prepare(folder: Path) -> None:
         held_out=images[8:],
         held_out_labels=np.arange(8) % 2,
     )
+    shapes = {"0.weight": (12, 25), "0.bias": (12,), "2.weight": (1, 12), "2.bias": (1,)}
+    np.savez(folder / "model.npz", **{name: random.normal(0, 0.2, shape) for name, shape in shapes.items()})
     pipeline.SAVE_EVERY = start.SAVE_EVERY = -1.0  # type: ignore[misc]
     demo = TRAININGS["demo"]
     training = replace(demo.training, epochs=4, evaluate_every=2)
     TRAININGS["demo"] = replace(demo, per_class=1, network=replace(demo.network, widths=(12,)), training=training)
+    load_problem(demo.problem, Selection(per_class=1))  # which takes a second, and is kept
+    audit.examine = partial(audit.examine, steps=3)  # type: ignore[assignment]
     commands.Exhume = lambda seed, steps: Exhume(seed=seed, steps=3, per_class=1)  # type: ignore[misc, assignment]
 
 
@@ -229,8 +252,8 @@ def fresh(base: Path, folder: Path) -> Path:
     return folder / "run"
 
 
-def check(name: str, folder: Path, mode: str) -> int:
-    """Tries every point of a scenario; returns how many there were."""
+def check(name: str, folder: Path, mode: str, every: int = 1, first: int = 1) -> int:
+    """Tries the points of a scenario; returns how many were tried."""
     scenario, run, base = SCENARIOS[name], folder / "run", folder / "base"
     prepare(folder)
     for command in scenario.before:
@@ -244,8 +267,9 @@ def check(name: str, folder: Path, mode: str) -> int:
     assert code == 0, said
     assert count > 0
     expected = contents(run)
-    old = raw(base)
-    for at in range(1, count + 1):
+    old = {} if scenario.stages else raw(base)
+    points = range(first, count + 1, every)
+    for at in points:
         fresh(base, folder)
         act = full if writes_only else die
         code, said, _ = child(folder, scenario.command, Operations(run, at, act, writes_only=writes_only))
@@ -259,7 +283,7 @@ def check(name: str, folder: Path, mode: str) -> int:
         assert found.keys() == expected.keys(), (at, found.keys() ^ expected.keys())
         for file, content in expected.items():
             assert found[file] == content, (at, file, content, found[file])
-    return count
+    return len(points)
 
 
 def raw(run: Path) -> dict[str, bytes]:
@@ -279,4 +303,4 @@ def check_full(run: Path, old: dict[str, bytes], code: int, said: str, at: int) 
 
 
 if __name__ == "__main__":
-    print(check(sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3]))  # noqa: T201
+    print(check(sys.argv[1], Path(sys.argv[2]).resolve(), sys.argv[3], *map(int, sys.argv[4:])))  # noqa: T201

@@ -492,6 +492,8 @@ def test_pickle_reader_hands_out_nothing_real(tmp_path: Path) -> None:
         ("python", {"data_batch_3": b""}, "data_batch_3 is no CIFAR batch"),
         ("python", {"data_batch_3": b"\x80\x02}."}, "data_batch_3 is no CIFAR batch .KeyError"),
         ("python", {"data_batch_3": b"\x80\x02cnumpy\ndtype\n(K\x01b."}, "data_batch_3 is no CIFAR batch"),
+        ("python", {"data_batch_3": b"\x80\x02Nr\xff\xff\xff\x30."}, "numbers more objects than it holds"),
+        ("python", {"data_batch_3": b"\x80\x02Pname\n."}, "was encountered, but no persistent_load"),
         ("python", {"test_batch": python2_pickle(pixels(2, 0), [1], b"labels")}, "holds 2 images and 1 labels"),
         ("python", {"test_batch": python2_pickle(pixels(1, 0), [10], b"labels")}, "holds labels outside 0 to 9"),
         ("binary", {"test_batch.bin": b"\x01" * 3000}, "test_batch.bin cannot reshape"),

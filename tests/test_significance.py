@@ -261,3 +261,16 @@ def test_shuffles_stay_within_classes() -> None:
     orders = shuffled(classes, 200, generator(0))
     assert torch.equal(classes[orders], classes.expand(200, 6))
     assert len(torch.unique(orders, dim=0)) == 12
+
+
+@pytest.mark.parametrize(
+    ("one", "others", "chance"),
+    [
+        ([2.0], [0.0, 0.0], 1 / 3),
+        ([0.0], [0.0, 1.0, 1.0], 1.0),
+        ([1.0, 1.0, 0.0], [0.0], 0.5),
+        ([3.0, 3.0], [4.0], 1.0),
+    ],
+)
+def test_a_single_value_beside_tied_ones_has_a_chance(one: list[float], others: list[float], chance: float) -> None:
+    assert mann_whitney(torch.tensor(one), torch.tensor(others)) == pytest.approx(chance)

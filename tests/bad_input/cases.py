@@ -518,4 +518,67 @@ def of_folders() -> Iterator[Case]:
         yield Case(name=what, make=make, command=command, sentence=sentence)
 
 
-CASES = [*of_flags(), *of_records(), *of_tensors(), *of_images(), *of_arrays(), *of_centres(), *of_folders()]
+LONG = "n" * 300
+
+
+def pipe(name: str) -> Callable[[], object]:
+    return lambda: os.mkfifo(name)
+
+
+def cells(text: str = "def cells():\n    return []\n") -> Callable[[], object]:
+    return lambda: Path("cells.py").write_text(text)
+
+
+def of_audits_and_studies() -> Iterator[Case]:
+    audit = "audit model.pt --images data.npz --steps 2 --restarts 1 --no-find-start --out new"
+    rows: dict[str, tuple[Callable[[], object], str]] = {
+        "audit pipe.pt --images data.npz --out new": (pipe("pipe.pt"), "is no file"),
+        "audit model.pt --images pipe.npz --out new": (pipe("pipe.npz"), "is no file"),
+        "audit model.pt --images pipe --out new": (pipe("pipe"), "is no folder of images"),
+        f"{audit} --initial pipe.pt": (pipe("pipe.pt"), "is no file"),
+        f"{audit} --mean pipe.npy": (pipe("pipe.npy"), "is no file"),
+        f"{audit} --mean {LONG}.npy": (nothing, "File name too long"),
+        f"{audit} --out {LONG}": (nothing, "File name too long"),
+        f"{audit} --out data.npz": (nothing, "is a file, but a run is a folder"),
+        f"{audit} --out data.npz/x": (nothing, "Not a directory"),
+        f"audit {LONG} --images data.npz --out new": (nothing, "File name too long"),
+        f"audit model.pt --images {LONG} --out new": (nothing, "File name too long"),
+        f"{RECONSTRUCT} --restarts 1000000000000": (nothing, "fewer --restarts lower it"),
+        f"{audit} --seed -1": (nothing, "seed must be at least 0"),
+        f"{audit} --std 0": (nothing, "must be positive"),
+        f"{audit} --threads 0": (nothing, "threads must be at least 1"),
+        "audit --all pipe --images data.npz --out new": (pipe("pipe"), "holds no model file"),
+        "audit --all images --images data.npz --out new": (nothing, "holds no model file"),
+        f"audit --all {LONG} --images data.npz --out new": (nothing, "File name too long"),
+        "study pipe.py --out new": (pipe("pipe.py"), "it is no file"),
+        f"study {LONG}.py --out new": (nothing, "File name too long"),
+        "study cells.py --out new": (cells(), "needs a function cells()"),
+        "study cells.py --out new --threads 0": (cells(), "threads must be at least 1"),
+        "study data.npz --out new": (nothing, "cannot be read"),
+        "compare": (nothing, "Give the folders of the runs"),
+        "compare pipe": (pipe("pipe"), "There is no pipe/candidates.json"),
+        f"compare {LONG}": (nothing, "File name too long"),
+        f"compare run --csv {LONG}": (nothing, "File name too long"),
+        "compare run --page images": (nothing, "Is a directory"),
+        "find-start pipe.pt": (pipe("pipe.pt"), "is no file"),
+        f"find-start {LONG}": (nothing, "File name too long"),
+        "import-args pipe": (pipe("pipe"), "is no file"),
+        f"import-args {LONG}": (nothing, "File name too long"),
+        "import-args images": (nothing, "is no file"),
+        f"report {LONG}": (nothing, "File name too long"),
+        "zoo --threads 0": (nothing, "threads must be at least 1"),
+    }
+    for command, (make, sentence) in rows.items():
+        yield Case(name=command.replace(LONG, "LONG"), make=make, command=command, sentence=sentence)
+
+
+CASES = [
+    *of_flags(),
+    *of_audits_and_studies(),
+    *of_records(),
+    *of_tensors(),
+    *of_images(),
+    *of_arrays(),
+    *of_centres(),
+    *of_folders(),
+]

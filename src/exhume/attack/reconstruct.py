@@ -19,6 +19,7 @@ from exhume.attack.search import Iterate, Method, Search
 from exhume.attack.target import Target, make_target
 from exhume.candidates import Candidates, HistoryPoint, join
 from exhume.checkpoint import Checkpoint
+from exhume.devices import check_memory
 from exhume.errors import InputError
 from exhume.networks import Task
 from exhume.progress import Progress, ProgressCallback, no_op
@@ -81,7 +82,9 @@ def reconstruct(
     searches, of = [], []
     for one in targets:
         begin = method.prepared(one)
-        searches += [begin(generator) for _ in range(method.restarts)]
+        first = begin(generator)
+        _check_memory(first, method.restarts * len(targets), one.centre.device)
+        searches += [first, *(begin(generator) for _ in range(method.restarts - 1))]
         of += [one] * method.restarts
     if resume is not None:
         _restore(searches, generator, resume)
@@ -112,6 +115,13 @@ def reconstruct(
     ]
     kept = join(judged)
     return replace(kept, message=kept.message + remark + _lost(found) + _uncalibrated(reasons) + _rounding(target))
+
+
+def _check_memory(search: Search, count: int, device: torch.device) -> None:
+    """Raises `InputError` for more searches like this one than fit into memory: variables and gradients of each."""
+    groups = [group for optimiser in search.optimisers for group in optimiser.param_groups]
+    size = 2 * sum(variable.nbytes for group in groups for variable in group["params"])
+    check_memory(count * size, device, f"{count:,} searches", "fewer --restarts")
 
 
 def _momentum(checkpoint: Checkpoint) -> tuple[list[Target], str]:

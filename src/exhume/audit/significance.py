@@ -208,6 +208,8 @@ def mann_whitney(larger: Float[Tensor, " n"], smaller: Float[Tensor, " k"]) -> f
     if len(one) == 0 or len(other) == 0 or both.min() == both.max():
         return 1.0
     tied = len(np.unique(both)) < len(both)
+    if tied and min(len(one), len(other)) == 1:  # which SciPy does not permute: each place is as likely
+        return float(np.mean(both >= one[0] if len(one) == 1 else both <= other[0]))
     if tied and min(len(one), len(other)) <= FEW:
         method: object = PermutationMethod(n_resamples=PERMUTATIONS, rng=np.random.default_rng(0))
     else:

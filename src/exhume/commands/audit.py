@@ -17,7 +17,7 @@ from exhume.audit.verdict import NOT_DECIDED
 from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.commands.display import bars, bars_console, console, print_picked, print_scores, print_verdict
 from exhume.commands.normalising import load_numbers
-from exhume.commands.study import check_workers
+from exhume.commands.study import check_workers, use_threads
 from exhume.devices import Device
 from exhume.errors import InputError
 from exhume.foreign import ForeignNetwork, layout_of, read_network
@@ -113,10 +113,13 @@ class Audit:
     here."""
     device: Device = "auto"
     """Where to compute."""
+    threads: int | None = None
+    """Threads of the CPU for one model; None: one for each core. Another number rounds differently."""
     overwrite: bool = False
     """Replace candidates of other settings in the folder, and what was made from them."""
 
     def __call__(self) -> None:
+        use_threads(self.threads)
         mine = load_images(self.images, held_out=self.held_out, split=self.split, selection=self.selection)
         verdicts = self._of_all(mine, self.all) if self.all is not None else [self._of_one(mine)]
         code = exit_code(verdicts, self.fail_on)

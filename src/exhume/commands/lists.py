@@ -9,6 +9,7 @@ from tyro.conf import Positional
 from exhume.attack.methods import name_of
 from exhume.commands.display import bars, console
 from exhume.commands.papers_arguments import read_arguments
+from exhume.commands.study import use_threads
 from exhume.devices import Device
 from exhume.errors import InputError
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
@@ -26,6 +27,8 @@ class ImportArgs:
     """Folder of the run; without: in runs/, under the name its weights have there."""
 
     def __call__(self) -> None:
+        if self.file.exists() and not self.file.is_file():
+            raise InputError(f"{self.file} cannot be read: it is no file.")
         try:
             text = self.file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -78,8 +81,11 @@ class Zoo:
     """Where they are."""
     device: Device = "auto"
     """Where to compute."""
+    threads: int | None = None
+    """Threads of the CPU; None: one for each core. Another number rounds differently."""
 
     def __call__(self) -> None:
+        use_threads(self.threads)
         for name in zoo_names(self.folder, self.names) if self.again else ():
             with bars() as progress_callback:
                 reconstruct_entry(self.folder / name, device=self.device, progress_callback=progress_callback)

@@ -214,7 +214,10 @@ def _words(text: str) -> list[str]:
         words = shlex.split(re.sub(r"\\\r?\n", " ", text), comments=True)
     except ValueError:
         raise InputError("A quotation mark has no partner.") from None
-    return [inner for word in words for inner in (_words(word) if re.search(r"\s--\w", word) else [word])]
+    # each quotation mark that is taken away shortens the text; what has none left is no command
+    return [
+        inner for word in words for inner in (_words(word) if re.search(r"\s--\w", word) and word != text else [word])
+    ]
 
 
 def _given(words: list[str]) -> dict[str, str]:

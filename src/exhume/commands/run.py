@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -25,6 +24,7 @@ from exhume.commands.display import (
     progress_display,
 )
 from exhume.commands.normalising import load_centre, load_numbers
+from exhume.commands.study import use_threads
 from exhume.defence.training import TrainingConfig
 from exhume.devices import Device
 from exhume.errors import InputError, known
@@ -350,14 +350,6 @@ class Search:
         """What the flags override: the settings that are not searched in the space that they name."""
         sweep = SweepConfig(space=_given(argv, "space")["space"] or SweepConfig().space)
         return cls(run=tyro.MISSING, sweep=sweep, settings=SPACES[sweep.space].base)
-
-
-def use_threads(count: int | None) -> None:
-    """Computes with so many threads of the CPU from now on; None: as before."""
-    if count is not None and count < 1:
-        raise InputError(f"threads must be at least 1, not {count}.")
-    if count is not None:
-        torch.set_num_threads(count)
 
 
 def _content(path: Path) -> bytes | None:

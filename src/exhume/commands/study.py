@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tyro.conf import Positional
 
 from exhume.commands.display import bars, console
@@ -34,10 +35,15 @@ class Study:
     """Work on the Ray cluster at this address; auto: the one that this machine belongs to; local: start one here."""
     device: Device = "auto"
     """Where to compute."""
+    threads: int | None = None
+    """Threads of the CPU for one worker; None: one for each core. Several workers have one each, and so has Ray's."""
 
     def __call__(self) -> None:
+        use_threads(self.threads)
         cells, out = load_cells(self.cells), self.out or Path("runs") / "studies" / self.cells.stem
         check_workers(self.workers)
+        if not self.seeds:
+            raise InputError("Give at least one seed.")
         results = []
         for result in run_study(
             out / "cells",
@@ -70,12 +76,22 @@ class Compare:
     """Write it as a page to this file."""
 
     def __call__(self) -> None:
+        if not self.runs:
+            raise InputError("Give the folders of the runs.")
         rows = compare_runs(self.runs)
         console.print(side_by_side(rows), soft_wrap=True)
         if self.csv is not None:
             replace_file(self.csv, table_csv(rows).encode())
         if self.page is not None:
             replace_file(self.page, comparison_page(rows).encode())
+
+
+def use_threads(count: int | None) -> None:
+    """Computes with so many threads of the CPU from now on; None: as before."""
+    if count is not None and count < 1:
+        raise InputError(f"threads must be at least 1, not {count}.")
+    if count is not None:
+        torch.set_num_threads(count)
 
 
 def check_workers(count: int) -> None:

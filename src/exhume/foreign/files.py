@@ -6,9 +6,11 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,18 @@ HEAD = 512
 """Bytes that tell what a file is."""
 SMALLEST = 1e-18
 """Largest value of a matrix of weights below which the squares of its values are 0 in float32."""
+NO_ARRAYS = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    SyntaxError,
+    TokenError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy and the standard library raise at an archive of arrays that is damaged, packed otherwise or encrypted."""
 MOST_DEFLATED = 1100
 """Bytes that a byte of a zip file can stand for at most (deflate: 1,032)."""
 
@@ -122,6 +136,8 @@ def kind_of(path: Path) -> str:
     try:
         if path.is_dir():
             raise InputError(f"{path} is no plain state dict: it is a folder.")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file: a pipe or a device is not read.")
         with path.open("rb") as file:
             head = file.read(HEAD)
     except (FileNotFoundError, NotADirectoryError):
@@ -288,7 +304,7 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
                     _check_array(path, member, file)
         with np.load(path, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except NO_ARRAYS as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is no .npz file of arrays: {' '.join(str(error).split())}") from None

@@ -12,6 +12,7 @@ import operator
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from exhume.errors import InputError
-from exhume.foreign.files import kind_of
+from exhume.foreign.files import MOST_DEFLATED, kind_of
 from exhume.foreign.modules import BGR, FLAT, HWC
 from exhume.foreign.operations import OPERATIONS
 from exhume.foreign.program import (
@@ -41,6 +42,21 @@ from exhume.foreign.program import (
 from exhume.layers import Settings
 from exhume.networks import Shape, Task
 
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    OSError,
+    EOFError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+)
+"""What reading an archive, and the graph in it, raises where they are not as they were written."""
 BATCH = 2
 """Images in the batch that a program for any number is read with."""
 DTYPES = {
@@ -72,11 +88,19 @@ def read_program(
     read = _read_exported if kind_of(path) == "export" else _read_script
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_sizes(archive, path.stat().st_size)
             return read(path, archive, shape, task, (layout, channels))
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, AttributeError, IndexError, EOFError) as error:
+    except DAMAGE as error:
         if isinstance(error, InputError):
             raise InputError(f"{path}: {error}") from None
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+
+
+def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
+    """Raises `InputError` for an archive that unpacks to more than a file of its size can hold."""
+    claimed = sum(member.file_size for member in archive.infolist())
+    if claimed > MOST_DEFLATED * size:
+        raise InputError(f"It claims {claimed:,} bytes and does not hold them.")
 
 
 def _entry(taken: Sequence[int], shape: Shape, order: tuple[str, str]) -> list[tuple[str, Settings]]:

@@ -6,11 +6,13 @@ Whatever is wrong with a file is one `InputError` that names it. Nothing in a fi
 import gzip
 import io
 import pickle
+import pickletools
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -139,7 +141,7 @@ def _members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
                     if Path(member.name).name in names and (content := archive.extractfile(member)) is not None
                 }
     except DAMAGE as error:
-        raise InputError(f"{path} is damaged: {error}.") from None
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}.") from None
     for name in names:
         if name not in files:
             raise InputError(f"{path} is damaged: it holds no {name}.")
@@ -183,8 +185,23 @@ class _InertUnpickler(pickle.Unpickler):
         raise ValueError(f"wants to run {module}.{name}, which is refused")
 
 
+def _check_memo(content: bytes) -> None:
+    """Raises `ValueError` for a pickle that numbers its objects beyond their count.
+
+    Python makes a table up to the largest number: a few bytes could ask for 32 GB.
+    """
+    largest = 0
+    with suppress(ValueError):  # the reader says what else is wrong
+        for operation, number, _ in pickletools.genops(content):
+            if operation.name in ("PUT", "LONG_BINPUT") and isinstance(number, int):
+                largest = max(largest, number)
+    if largest > len(content):
+        raise ValueError("numbers more objects than it holds")
+
+
 def _cifar_pickle(content: bytes, kind: Cifar) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
+        _check_memo(content)
         batch = _InertUnpickler(io.BytesIO(content), encoding="bytes").load()
         labels = np.array(batch[kind.label_key], dtype=np.int64)
         _, shape, dtype, fortran, pixels = batch[b"data"].state
@@ -195,7 +212,7 @@ def _cifar_pickle(content: bytes, kind: Cifar) -> tuple[NDArray[Any], NDArray[An
     except ValueError:
         raise
     except Exception as error:  # a broken pickle can raise anything, says its documentation
-        raise ValueError(f"is no CIFAR batch ({type(error).__name__}: {error})") from None
+        raise ValueError(f"is no CIFAR batch ({type(error).__name__}: {' '.join(str(error).split())})") from None
 
 
 def _cifar_binary(content: bytes, kind: Cifar) -> tuple[NDArray[Any], NDArray[Any]]:

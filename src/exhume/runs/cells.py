@@ -73,9 +73,10 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The setting's values as the name of a folder."""
+        """The setting's values as the name of a folder; what has no place in one is a dash."""
         words = (f"{value:g}" if isinstance(value, float) else str(value) for value in self.setting.values())
-        return "-".join(words).replace(", ", "-").replace(" ", "-")
+        joined = "-".join(words).replace(", ", "-")
+        return "".join(letter if letter.isprintable() and letter not in "/\\ " else "-" for letter in joined)
 
 
 @dataclass(frozen=True, kw_only=True)

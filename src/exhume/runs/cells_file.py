@@ -31,6 +31,8 @@ def load_cells(path: Path) -> list[Cell]:
     Raises:
         InputError: there is no such file, it cannot be run, or it gives no cells that tell themselves apart.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} cannot be read: it is no file.")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -29,6 +29,8 @@ def claim(journal: Path, what: Mapping[str, Any], first: Sequence[Mapping[str, S
     _mend(journal)
     try:
         study = open_journal(journal, largest=largest)
+    except InputError:  # the disk is full
+        raise
     except DAMAGED as error:
         raise InputError(f"{journal} is damaged ({error}); add --overwrite to search from the start.") from None
     if study.user_attrs.setdefault("search", what) != json.loads(json.dumps(what)):
@@ -48,10 +50,16 @@ def unfinished(study: "Study") -> list[int]:
 
 
 def remembers(journal: Path, what: Mapping[str, Any]) -> bool:
-    """Whether the journal is of this search."""
+    """Whether the journal is of this search.
+
+    Raises:
+        InputError: it cannot be written, as it must be even to be opened.
+    """
     try:
         _mend(journal)
         told = open_journal(journal, largest=False).user_attrs.get("search") if journal.exists() else None
+    except InputError:
+        raise
     except DAMAGED:  # damaged
         return False
     return bool(told == json.loads(json.dumps(what)))
