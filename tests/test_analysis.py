@@ -147,13 +147,18 @@ def test_hidden_layers_count_where_all_show_their_initialisation(hidden: list[Te
 
 # ---- Photographs
 
-SMOOTHNESS = 4e-6
+SMOOTHNESS, ROUGH_SMOOTHNESS = 4e-6, 1.6e-5
 """For each layer that is believed, as `Exhume` documents it."""
 
 
 def photographs(count: int) -> Tensor:
     coarse = torch.rand(count, 3, 4, 4, generator=generator()) - 0.5
     return functional.interpolate(coarse, size=(12, 12), mode="bicubic")
+
+
+def rough(count: int) -> Tensor:
+    """Noise of pairs of pixels: with it pictures are rougher than photographs and smoother than noise."""
+    return torch.rand(count, 3, 12, 6, generator=generator()).repeat_interleave(2, -1) - 0.5
 
 
 def victim_of(pixels: Tensor, *, balanced: bool = True) -> Checkpoint:
@@ -186,12 +191,25 @@ def test_the_smoothness_of_photographs_is_as_strong_against_each_layer_that_is_b
         (photographs(60), 1e-4, 1e-4),
         (photographs(60), 0.0, 0.0),
         (torch.rand(60, 3, 12, 12, generator=generator()) - 0.5, None, 0.0),
-        (photographs(40), None, 0.0),
+        (photographs(40), None, 3 * ROUGH_SMOOTHNESS),
+        (photographs(40) + 0.35 * rough(40), None, 3 * ROUGH_SMOOTHNESS),
+        (photographs(60) + 0.35 * rough(60), None, 3 * ROUGH_SMOOTHNESS),
+        (photographs(9), None, 0.0),
         (photographs(60).reshape(60, 3, 72, 2), None, 0.0),
     ],
-    ids=["photographs", "asked for", "none asked for", "noise", "few directions", "no pictures"],
+    ids=[
+        "photographs",
+        "asked for",
+        "none asked for",
+        "noise",
+        "few directions",
+        "few and rough",
+        "rough",
+        "too few directions",
+        "no pictures",
+    ],
 )
-def test_only_photographs_are_smoothed_unless_it_is_asked_for(
+def test_pictures_are_smoothed_as_they_look_unless_it_is_asked_for(
     images: Tensor, asked: float | None, weight: float
 ) -> None:
     found = analysed(target_of(victim_of(images)), images=len(images), smoothness=asked)

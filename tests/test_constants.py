@@ -147,8 +147,8 @@ def balanced() -> bool:
     return stationary(made, 0.09) and not stationary(made, 0.11)
 
 
-def smooth(count: int, rough: float) -> bool:
-    """Whether so many directions of this roughness are those of photographs: waves, and noise."""
+def looks(count: int, rough: float) -> str:
+    """What so many directions of this roughness are taken for: waves, and noise."""
     line = torch.linspace(0, torch.pi, 16, dtype=torch.float64).sin()
     wave, noise = (line[:, None] * line).flatten()[:, None].repeat(1, count), normal(256, count)
     wave, noise = wave / wave.norm(), noise / noise.norm()
@@ -157,7 +157,7 @@ def smooth(count: int, rough: float) -> bool:
     share = (rough - low) / (high - low)
     basis = (1 - share) ** 0.5 * wave / wave.norm() + share**0.5 * noise / noise.norm()
     space = Subspace(basis=basis, first=normal(4, count), singular=torch.ones(count, dtype=torch.float64), biased=False)
-    return spectrum.is_smooth(space, (1, 16, 16))
+    return spectrum.texture(space, (1, 16, 16))
 
 
 # ---- priors.py, analysis.py
@@ -431,8 +431,17 @@ CASES = [
     Case(spectrum, "FEW_DIRECTIONS", (0.9, 0.99), few_directions),
     Case(spectrum, "STATIONARY_ENERGY", (0.92, 0.97), stationary_energy),
     Case(spectrum, "BALANCED", (0.075, 0.125), balanced),
-    Case(spectrum, "SMOOTH_DIRECTIONS", (40, 60), lambda: smooth(53, 0.5) and not smooth(47, 0.5)),
-    Case(spectrum, "SMOOTH_ROUGHNESS", (0.9, 1.3), lambda: smooth(60, 1.0) and not smooth(60, 1.2)),
+    Case(
+        spectrum, "SMOOTH_DIRECTIONS", (40, 60), lambda: (looks(53, 0.5), looks(47, 0.5)) == ("photographs", "pictures")
+    ),
+    Case(
+        spectrum,
+        "SMOOTH_ROUGHNESS",
+        (0.9, 1.3),
+        lambda: (looks(60, 1.0), looks(60, 1.2)) == ("photographs", "pictures"),
+    ),
+    Case(spectrum, "PICTURE_ROUGHNESS", (2.5, 3.1), lambda: (looks(60, 2.7), looks(60, 2.9)) == ("pictures", "noise")),
+    Case(spectrum, "FEWEST_PICTURES", (8, 12), lambda: (looks(10, 0.5), looks(9, 0.5)) == ("pictures", "noise")),
     Case(priors, "OUTSIDE_WEIGHT", (2.4e-3, 3.6e-3), outside_weight),
     Case(priors, "EDGE", (0.015, 0.025), edge),
     Case(priors, "BINARY_SHARE", (0.4, 0.6), binary_share),

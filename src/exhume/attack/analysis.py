@@ -17,8 +17,8 @@ from exhume.attack.spectrum import (
     first_layer,
     first_layer_spectrum,
     has_spectral_gap,
-    is_smooth,
     is_stationary,
+    texture,
 )
 from exhume.attack.target import Target
 from exhume.candidates import Assumptions, KnownInit
@@ -96,6 +96,9 @@ rescaled for images only: the features behind a head have no mean image. docs/th
 SMOOTHNESS = 4e-6
 """Weight of a photograph's total variation against one layer's residual. Chosen on b5, b7, b8 and b8-decay; that digits
 have none on b1 to b3."""
+ROUGH_SMOOTHNESS = 1.6e-5
+"""The same of rougher pictures in grey. Chosen among 1e-6, 4e-6, 1.6e-5 and 6.4e-5 on four sets that are no row of the
+benchmark: textured shapes, textures, printed letters, digits on grey (docs/log.md, "Pictures in grey")."""
 BINARY_PRIOR = 5.0
 """Weight of grey in images that are black or white, against the weighted error. Chosen on b1 to b4, b6 and b6-decay."""
 IMAGES_GUESSED = 100
@@ -233,13 +236,16 @@ def pixel_deviation(centre: Float[Tensor, "c h w"]) -> Float[Tensor, " d"]:
 
 
 def choose_priors(target: Target, space: Subspace, *, sees_images: bool) -> tuple[float, float]:
-    """Weights of total variation and of grey: photographs are flat with edges, digits are black or white.
+    """Weights of total variation and of grey: pictures are flat with edges, and some are black or white instead.
 
     Behind a head directions are no pictures and tell nothing, so images are taken for photographs.
     """
-    shown = min(target.shape[1:]) >= SMALLEST_PICTURE
-    smooth = shown and (not sees_images or is_smooth(_in_pixels(target, space), target.shape))
-    return SMOOTHNESS * smooth, BINARY_PRIOR * (shown and not smooth and is_black_or_white(target.centre))
+    if min(target.shape[1:]) < SMALLEST_PICTURE:
+        return 0.0, 0.0
+    kind = texture(_in_pixels(target, space), target.shape) if sees_images else "photographs"
+    if kind != "photographs" and is_black_or_white(target.centre):
+        return 0.0, BINARY_PRIOR
+    return {"photographs": SMOOTHNESS, "pictures": ROUGH_SMOOTHNESS, "noise": 0.0}[kind], 0.0
 
 
 def _in_pixels(target: Target, space: Subspace) -> Subspace:

@@ -1,6 +1,7 @@
 """What the spectra of the layers show: the data's subspace, its rank, the noise of an initialisation."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,6 +45,10 @@ SMOOTH_DIRECTIONS = 50
 """Directions that tell smoothness: the first few are smooth whatever the images are, the last are rough."""
 SMOOTH_ROUGHNESS = 1.1
 """Their roughness up to which images are photographs (CIFAR-10: 0.8, digits: 1.5 to 1.8, noise: 4)."""
+PICTURE_ROUGHNESS = 2.8
+"""Their roughness up to which they are pictures at all (textures, letters, shapes: 1.6 to 1.9; noise: 4)."""
+FEWEST_PICTURES = 10
+"""Directions from which pictures can be told from noise, whose directions are all as rough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +218,12 @@ def roughness(basis: Float[Tensor, "d r"], shape: Shape) -> float:
     return (differences / pictures.pow(2).sum().clamp_min(1e-30)).item()
 
 
-def is_smooth(space: Subspace, shape: Shape) -> bool:
-    """Whether the data's directions are smooth as those of photographs are; False where there are too few to tell."""
-    if len(space.singular) < SMOOTH_DIRECTIONS:
-        return False
-    return roughness(space.leading(SMOOTH_DIRECTIONS).basis, shape) < SMOOTH_ROUGHNESS
+def texture(space: Subspace, shape: Shape) -> Literal["photographs", "pictures", "noise"]:
+    """What the data's directions look like; noise also where there are too few to tell."""
+    count = len(space.singular)
+    if count < FEWEST_PICTURES:
+        return "noise"
+    rough = roughness(space.leading(min(count, SMOOTH_DIRECTIONS)).basis, shape)
+    if rough < SMOOTH_ROUGHNESS and count >= SMOOTH_DIRECTIONS:
+        return "photographs"
+    return "pictures" if rough < PICTURE_ROUGHNESS else "noise"
