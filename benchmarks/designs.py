@@ -17,6 +17,7 @@ from exhume.attack.search import Method
 from exhume.checkpoint import load_checkpoint
 from exhume.defence.training import TrainingConfig
 from exhume.devices import choose_device
+from exhume.errors import InputError
 from exhume.networks import NetworkConfig
 from exhume.progress import ProgressCallback
 from exhume.records import write
@@ -185,10 +186,7 @@ def timed(
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """spent.json: what an attack and its scoring took: processor seconds, and at most so many megabytes in all.
-
-    attack: of the candidates that these were; None: it was not done in one go, so nothing is known.
-    """
+    """spent.json: processor seconds of an attack with its scoring, and megabytes in all at most, libraries included."""
 
     checkpoint: str
     method: Method
@@ -199,21 +197,22 @@ class Spent:
 def run_spending(
     folder: Path, /, recipe: Recipe, method: Exhume, *, seed: int, device: str, progress_callback: ProgressCallback
 ) -> Row:
-    """As `run_cell`, with the processor seconds and the memory of the attack and its scoring (None: not known)."""
-    path, before = folder / "spent.json", folder / "candidates.json"
-    train_once(folder, recipe.seeded(seed), device=device, progress_callback=progress_callback)
-    there, start = before.exists(), time.process_time()
+    """As `run_cell`, with what the attack took; None where it was not done in one go, so that it is not known."""
+    try:
+        train_once(folder, recipe.seeded(seed), device=device, progress_callback=progress_callback)
+    except InputError as error:
+        return {"status": str(error)}
+    path, fresh, start = folder / "spent.json", not (folder / "candidates.json").exists(), time.process_time()
     reset_high_water()
     figures = run_cell(folder, recipe, method, seed=seed, device=device, progress_callback=progress_callback)
-    found = read_record(before, CandidatesRecord)
+    found = read_record(folder / "candidates.json", CandidatesRecord)
+    if fresh:
+        seconds, megabytes = time.process_time() - start, high_water()
+        write(path, Spent(checkpoint=found.checkpoint, method=found.method, seconds=seconds, peak_mb=megabytes))
     spent = known_record(path, Spent)
-    if not there:
-        seconds = time.process_time() - start
-        spent = Spent(checkpoint=found.checkpoint, method=found.method, seconds=seconds, peak_mb=high_water())
-        write(path, spent)
-    same = spent is not None and (spent.checkpoint, spent.method) == (found.checkpoint, found.method)
-    known = {"attack cpu s": spent.seconds, "peak MB": spent.peak_mb} if spent and same else {}
-    return {**figures, "attack cpu s": None, "peak MB": None, **known}
+    if spent is None or (spent.checkpoint, spent.method) != (found.checkpoint, found.method):
+        return {**figures, "attack cpu s": None, "peak MB": None}
+    return {**figures, "attack cpu s": spent.seconds, "peak MB": spent.peak_mb}
 
 
 # ---- The studies
