@@ -9,7 +9,7 @@ from torch import Tensor
 
 Measure = Literal["ncc", "agreement"]
 AT_ONCE = 2_000
-"""Pairs of images whose SSIM is computed together: its maps are many times as large as the images."""
+"""Images that are standardised, and pairs whose SSIM is computed, together: both take many times their size."""
 
 
 def measure_of(images: Float[Tensor, "n c h w"]) -> Measure:
@@ -36,7 +36,8 @@ def ncc(a: Float[Tensor, "n c h w"], b: Float[Tensor, "m c h w"]) -> Float[Tenso
         [n, m] in [-1, 1]; NaN where an image is not finite. Normalised cross-correlation, Haim et al. 2022, section 5.
     """
     dtype = torch.promote_types(a.dtype, b.dtype)
-    product = _standardised(a).to(dtype) @ _standardised(b).to(dtype).T
+    one, other = (torch.cat([_standardised(some).to(dtype) for some in torch.split(of, AT_ONCE)]) for of in (a, b))
+    product = one @ other.T
     return product.clamp_(-1, 1)  # in place: it may be as large as memory allows
 
 

@@ -82,8 +82,11 @@ def rank_test(
         InputError: as for `match`.
     """
     found, n = comparable(candidates, images), len(images)
-    views = _views(found, images, held_out, labels, similarities)
-    parts = [(values[:n], values[n:]) for values in (_assigned(alike, usable) for alike, usable in views)]
+    parts = []
+    for alike, usable in _views(found, images, held_out, labels, similarities):
+        values = _assigned(alike, usable)
+        parts.append((values[:n], values[n:]))
+        del alike  # before the next one is made: it may be the largest matrix of all
     return max(mann_whitney(*part) if classes is None else van_elteren(*part, classes) for part in parts)
 
 
