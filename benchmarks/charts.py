@@ -131,6 +131,28 @@ def costs(figure: "Figure", results: Sequence[Result]) -> None:
     figure.axes[0].set_ylabel("ms of a step")
 
 
+def many(figure: "Figure", results: Sequence[Result]) -> None:
+    """How many come out against the number of images, and what the attack took, a line for each start."""
+    figure.set_size_inches(10, 3.2)
+    panels = figure.subplots(1, 3)
+    drawn = (("recovered", "recovered at NCC ≥ 0.9", 1.0), ("attack cpu s", "processor seconds of the attack", 1.0),
+             ("peak MB", "memory, GB", 1e-3))  # fmt: skip
+    for axes, (column, label, unit) in zip(panels, drawn, strict=True):
+        axes.set(xscale="log", xlabel="training images", ylabel=label)
+        for colour, (start, of) in zip(COLOURS, grouped(results, "start").items(), strict=False):
+            there = [result for result in of if result.row[column] is not None]
+            _curve(axes, "images", there, _scaled(column, unit), colour=colour, label=str(start))
+            if column == "recovered":
+                _curve(axes, "images", of, lambda result: result.number("null"), colour=colour, style=":")
+        axes.set_ylim(0, None)
+        _ticks(axes, by_number(results, "images"))
+    panels[0].legend(fontsize="small")
+
+
+def _scaled(column: str, unit: float) -> Callable[[Result], float]:
+    return lambda result: unit * result.number(column)
+
+
 def _ticks(axes: "Axes", values: Iterable[float]) -> None:
     """The values themselves, where a logarithmic axis would show powers of ten."""
     axes.minorticks_off()

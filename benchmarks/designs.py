@@ -1,5 +1,6 @@
 """Which cells each study consists of, how large they are, and how one is measured."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,22 +10,27 @@ from typing import TypeVar
 import torch
 
 from benchmarks.laws import multipliers, rank_correlation
-from benchmarks.speed import DIGIT, Shape, exhume_method, least, peak, steps_of
-from benchmarks.targets import DECAY, DIGITS, LONG, NO_DECAY, PARITY, recipe
+from benchmarks.speed import DIGIT, Shape, exhume_method, high_water, least, peak, reset_high_water, steps_of
+from benchmarks.targets import DECAY, DIGITS, LONG, MANY, NO_DECAY, PARITY, SLOWER, known, recipe
 from exhume.attack.methods import Exhume
+from exhume.attack.search import Method
 from exhume.checkpoint import load_checkpoint
 from exhume.defence.training import TrainingConfig
 from exhume.devices import choose_device
+from exhume.errors import InputError
 from exhume.networks import NetworkConfig
 from exhume.progress import ProgressCallback
 from exhume.records import write
-from exhume.runs.cells import Cell, Recipe, Result, known_record, run_cell
+from exhume.runs.cells import Cell, Recipe, Result, known_record, run_cell, train_once
+from exhume.runs.schema import CandidatesRecord, read_record
 from exhume.runs.store import load_truth, read_training
 from exhume.runs.tables import Row, Value
 
 T = TypeVar("T")
-LABELS = {DIGITS: 10, PARITY: 2}
+LABELS = {DIGITS: 10, PARITY: 2, MANY: 10}
 DIGITS_CLASSES = tuple((DIGITS, count) for count in (2, 3, 4, 5, 7, 10))
+DIGITS_MANY = ((DIGITS, 20), (DIGITS, 40))
+PHOTOGRAPHS_MANY = tuple((MANY, count) for count in (500, 1000, 2000, 5000))
 PHOTOGRAPHS_CLASSES = tuple(("cifar100-multiclass", count) for count in (2, 5, 10, 20, 50, 100))
 
 
@@ -44,6 +50,11 @@ class Size:
     widths: tuple[int, ...]
     lengths: tuple[int, ...]
     classes: tuple[tuple[str, int], ...] = DIGITS_CLASSES
+    many: tuple[tuple[str, int], ...] = PHOTOGRAPHS_MANY
+    many_width: int = 1000
+    many_widest: int = 2000
+    many_steps: int = 200
+    many_small: int = 2000
     seeds: tuple[int, ...] = (0,)
     stretch: float = 1.0
     method: Exhume = field(default_factory=lambda: Exhume(restarts=1))
@@ -67,6 +78,10 @@ SIZES = {
         counts=(10, 20),
         widths=(10, 20),
         lengths=(2, 20),
+        many=DIGITS_MANY,
+        many_width=20,
+        many_widest=80,
+        many_steps=5,
         stretch=0.005,
         method=Exhume(restarts=1, steps=5),
         ends=True,
@@ -87,6 +102,9 @@ SIZES = {
         widths=(5, 10, 50, 100, 500, 1000),
         lengths=(10, 30, 100, 300, 1000, 3000, 10_000, 100_000, 1_000_000),
         classes=DIGITS_CLASSES + PHOTOGRAPHS_CLASSES,
+        many_steps=1000,
+        many_widest=10_000,
+        many_small=5000,
         seeds=(0, 1, 2),
         stretch=10.0,
     ),
@@ -94,6 +112,8 @@ SIZES = {
 """test: seconds; cpu: 1 to 12 minutes a study on a core; gpu: as many images and neurons as in the papers."""
 DECAY_MSE = replace(DECAY, loss="mse", lr=0.02, epochs=20_000)
 LONG_BCE = replace(LONG, lr=0.1)
+THIRTY_EPOCHS = replace(SLOWER, epochs=30, patience=None)
+THOUSAND_EPOCHS = replace(LONG, epochs=1000)
 SMALL = 1e-4
 """Initial scale of the first layer; None is PyTorch's default, the papers' choice for regression."""
 
@@ -162,6 +182,37 @@ def timed(
         cost = Cost(shape=shape, device=place, threads=threads, step_s=seconds, step_mb=megabytes)
         write(path, cost)
     return {"step s": cost.step_s, "step MB": cost.step_mb, "threads": threads, "status": "done"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """spent.json: processor seconds of an attack with its scoring, and megabytes in all at most, libraries included."""
+
+    checkpoint: str
+    method: Method
+    seconds: float
+    peak_mb: float
+
+
+def run_spending(
+    folder: Path, /, recipe: Recipe, method: Exhume, *, seed: int, device: str, progress_callback: ProgressCallback
+) -> Row:
+    """As `run_cell`, with what the attack took; None where it was not done in one go, so that it is not known."""
+    try:
+        train_once(folder, recipe.seeded(seed), device=device, progress_callback=progress_callback)
+    except InputError as error:
+        return {"status": str(error)}
+    path, fresh, start = folder / "spent.json", not (folder / "candidates.json").exists(), time.process_time()
+    reset_high_water()
+    figures = run_cell(folder, recipe, method, seed=seed, device=device, progress_callback=progress_callback)
+    found = read_record(folder / "candidates.json", CandidatesRecord)
+    if fresh:
+        seconds, megabytes = time.process_time() - start, high_water()
+        write(path, Spent(checkpoint=found.checkpoint, method=found.method, seconds=seconds, peak_mb=megabytes))
+    spent = known_record(path, Spent)
+    if spent is None or (spent.checkpoint, spent.method) != (found.checkpoint, found.method):
+        return {**figures, "attack cpu s": None, "peak MB": None}
+    return {**figures, "attack cpu s": spent.seconds, "peak MB": spent.peak_mb}
 
 
 # ---- The studies
@@ -242,6 +293,28 @@ def margin(size: Size) -> list[Cell]:
         attacked(size, {"network": name}, problem, size.stretched(training), run=run_correlated)
         for name, problem, training in rows
     ]
+
+
+def many(size: Size) -> list[Cell]:
+    """Images in the thousands: with a known start, from a small one, and where the weights do not tell the number."""
+    cells = []
+    for start in ("known", "small", "known, number told", "known, width 2 n"):
+        for problem, count in size.many:
+            wide, told = start.endswith("2 n"), start.endswith("told")
+            neurons = 2 * count if wide else size.many_width
+            if (
+                (start == "small" and count > size.many_small)
+                or (told and count < neurons)
+                or (wide and not size.many_width < neurons <= size.many_widest)
+            ):
+                continue
+            per_class, network = count // LABELS[problem], NetworkConfig(widths=(neurons,) * 2)
+            ordinary = known(problem, per_class, THIRTY_EPOCHS, replace(network, init_scale=None, bias="all"))
+            small = recipe(problem, per_class, size.stretched(THOUSAND_EPOCHS), network)
+            method = replace(size.method, steps=size.many_steps, images=count if told else None)
+            work = partial(run_spending, recipe=small if start == "small" else ordinary, method=method)
+            cells.append(Cell(setting={"start": start, "images": count}, work=work))
+    return cells
 
 
 def cost(size: Size) -> list[Cell]:

@@ -117,6 +117,21 @@ def margin(results: Sequence[Result]) -> str:
     return _each(of_network, results, "network")
 
 
+def many(results: Sequence[Result]) -> str:
+    def of_start(of: Sequence[Result]) -> str:
+        groups = by_number(of, "images")
+        parts = [counts(cells) for cells in groups.values()]
+        known = [result for result in of if result.row["peak MB"] is not None]
+        if len(by_number(known, "images")) > 1:
+            sizes = [result.number("images") for result in known]
+            seconds, memory = ([result.number(name) for result in known] for name in ("attack cpu s", "peak MB"))
+            grows = f"seconds grow as the power {exponent(sizes, seconds):.2f} of the images"
+            parts.append(f"{grows}, megabytes from {min(memory):.0f} to {max(memory):.0f}")
+        return "; ".join(parts)
+
+    return _each(of_start, results, "start")
+
+
 def cost(results: Sequence[Result]) -> str:
     def of_quantity(of: Sequence[Result]) -> str:
         (varied,) = grouped(of, "varied")

@@ -237,12 +237,17 @@ def _peak_here(method: Method, shape: Shape, device: str) -> float:
     tiny = Shape(image=(1, 4, 4), outputs=shape.outputs, images=2, task=shape.task)
     make = exhume_method if isinstance(method, Exhume) else reference_method
     steps_of(make(tiny), tiny, device)(3)  # libraries are loaded
-    before = _high_water()
+    before = high_water()
     steps_of(method, shape, device)(3)
-    return _high_water() - before
+    return high_water() - before
 
 
-def _high_water() -> float:
+def reset_high_water() -> None:
+    """Lets `high_water` begin anew (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def high_water() -> float:
     """The most memory this process has had so far, in megabytes (Linux; getrusage would tell the parent's too)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3

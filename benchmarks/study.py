@@ -93,6 +93,13 @@ STUDIES = {
         chart=charts.scatters(designs.of_each_image),
         finding=findings.margin,
     ),
+    "many": Study(
+        question="How many come out of thousands of images, and at what cost?",
+        papers="They go up to 500 images for 1,000 neurons: the more images, the fewer come out (Haim et al. 2022).",
+        cells=designs.many,
+        chart=charts.many,
+        finding=findings.many,
+    ),
     "cost": Study(
         question="What does a step cost, by candidates, training images, width and depth?",
         papers="They give no cost of a step.",

@@ -23,6 +23,7 @@ CNN_BIASES = replace(CNN, bias="all")
 DIGITS, PARITY, FACES = "mnist-digits", "mnist-odd-even", "faces"
 PHOTOGRAPHS, ANIMALS = "cifar10-multiclass", "cifar10-vehicles-animals"
 PUBLIC = str(Path(__file__).with_name("public_photographs.py"))
+MANY = str(Path(__file__).with_name("many_photographs.py"))
 
 
 def recipe(

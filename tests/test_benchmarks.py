@@ -65,7 +65,7 @@ def test_a_study_ends_with_table_and_figure(name: str) -> None:
     assert page.count("\n| ") == len(table) + 2  # with the heading and its rule
 
 
-@pytest.mark.parametrize("name", ["margin", "cost"])
+@pytest.mark.parametrize("name", ["margin", "many", "cost"])
 def test_a_study_with_work_of_its_own_repeats_nothing_either(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     study.main(name, size="test")
     table = rows(Path("runs/studies") / f"{name}-test")
@@ -143,6 +143,19 @@ def test_images_that_are_shown_twice_count_once() -> None:
     similarity = torch.tensor([[0.95, 0.93, 0.2, 0.91], [0.1, 0.2, 0.3, 0.92], [0.1, 0.0, 0.5, 0.3]])
     assert run.shown(similarity) == (3, 2)
     assert run.shown(similarity[2:]) == (0, 0)
+
+
+def test_mirror_images_follow_where_there_are_too_few_photographs(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(30) % 10
+    np.savez(tmp_path / "cifar10.npz", x_train=pixels[:30], y_train=labels, x_test=pixels[30:], y_test=labels[:20])
+    enough, more = (load_problem(targets.MANY, Selection(per_class=count, data_dir=str(tmp_path))) for count in (3, 5))
+    original, mirrored = (part.reshape(10, -1, 3, 32, 32) for part in (enough.images, more.images))
+    assert torch.equal(mirrored[:, :3], original) and torch.equal(mirrored[:, 3:], original[:, :2].flip(-1))
+    # no mirror image of a training image is in the control
+    control = more.held_out.reshape(10, 4, 3, 32, 32)
+    assert len(enough.held_out) == 20
+    assert torch.equal(control[:, :2].flip(-1), control[:, 2:])
 
 
 def test_public_photographs_are_none_that_others_are_trained_on(noise_archives: Path) -> None:

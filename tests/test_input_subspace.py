@@ -6,15 +6,30 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from exhume import Checkpoint, Exhume, NetworkConfig
 from exhume.attack.methods.input_subspace import InputSubspaceSearch
-from exhume.attack.optimisation import Stepper
+from exhume.attack.optimisation import Stepper, take_step
 from exhume.attack.residuals import Weighting, gls_weighting
 from exhume.attack.spectrum import bulk_noise
 from exhume.attack.stationarity import mlp_terms
 from exhume.attack.target import Target
 from victims import checkpoint, generator, target_of
+
+
+class Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes how many numbers the results of all operations have."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.of: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.of += [part.numel() for part in tree_leaves(result) if isinstance(part, Tensor)]
+        return result
 
 
 def search_of(victim: Checkpoint, **settings: Any) -> InputSubspaceSearch:
@@ -182,3 +197,22 @@ def test_an_uncentred_chain_is_shown_as_it_was_searched() -> None:
         )
         if module is flat:  # whose directions are all there are: it starts around the given centre
             assert (images.mean(0) - 0.4).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("init_scale", [1e-2, None])
+def test_the_memory_of_a_step_grows_no_faster_than_the_candidates(init_scale: float | None) -> None:
+    """Neither of one result nor of all together, also where the hidden layer's noise is measured."""
+    victim = checkpoint("multiclass", NetworkConfig(widths=(80, 60), init_scale=init_scale))
+    largest, whole = [], []
+    for per_class in (100, 200, 400):
+        search = search_of(victim, images=10, per_class=per_class)
+        assert search.noisy
+        with Sizes() as sizes:
+            search.prepare(25)
+            residual, penalty = search.objective()
+            take_step(search, residual + penalty)
+        largest.append(max(sizes.of))
+        whole.append(sum(sizes.of))
+    for sizes_of in (largest, whole):
+        assert sizes_of[1] <= 2 * sizes_of[0] and sizes_of[2] <= 2 * sizes_of[1]
+    assert whole[2] > 1.5 * whole[1]  # the candidates are what was measured

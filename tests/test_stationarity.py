@@ -18,6 +18,7 @@ from exhume.attack.stationarity import (
     OBJECTIVES,
     SLOPES,
     Cotangents,
+    Term,
     fixed,
     mlp_terms,
     network_gradients,
@@ -533,3 +534,20 @@ def test_a_scale_free_gate_does_not_see_the_scale() -> None:
     rms = z[0].pow(2).mean().sqrt()
     torch.testing.assert_close(torch.as_tensor(scale_free(10.0)(z))[0].squeeze(), 10 / rms)
     assert torch.as_tensor(scale_free(10.0)(torch.zeros(1, 4))).isfinite().all()
+
+
+@pytest.mark.parametrize("samples", [5, 8, 9, 50])
+def test_the_change_by_a_sum_is_the_same_for_few_and_for_many_samples(samples: int) -> None:
+    """Beyond 8, the larger side of the layer, the sum itself is formed."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 6, generator=draw, dtype=torch.float64)
+    bias = torch.randn(8, generator=draw, dtype=torch.float64)
+    delta, inputs = (
+        torch.randn(samples, side, generator=draw, dtype=torch.float64, requires_grad=True) for side in (8, 6)
+    )
+    term = Term(delta, inputs, inputs @ weight.T + bias)
+    long = (weight - delta.T @ inputs).pow(2).sum() - weight.pow(2).sum()
+    short = change_by_sum(weight, bias, term)
+    torch.testing.assert_close(short, long, rtol=1e-10, atol=1e-8)
+    for one, other in zip(*(torch.autograd.grad(value, [delta, inputs]) for value in (short, long)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Measure = Literal["ncc", "agreement"]
+AT_ONCE = 2_000
+"""Images that are standardised, and pairs whose SSIM is computed, together: both take many times their size."""
 
 
 def measure_of(images: Float[Tensor, "n c h w"]) -> Measure:
@@ -34,8 +36,9 @@ def ncc(a: Float[Tensor, "n c h w"], b: Float[Tensor, "m c h w"]) -> Float[Tenso
         [n, m] in [-1, 1]; NaN where an image is not finite. Normalised cross-correlation, Haim et al. 2022, section 5.
     """
     dtype = torch.promote_types(a.dtype, b.dtype)
-    product = _standardised(a).to(dtype) @ _standardised(b).to(dtype).T
-    return product.clamp(-1, 1)
+    one, other = (torch.cat([_standardised(some).to(dtype) for some in torch.split(of, AT_ONCE)]) for of in (a, b))
+    product = one @ other.T
+    return product.clamp_(-1, 1)  # in place: it may be as large as memory allows
 
 
 def agreement(a: Float[Tensor, "n c h w"], b: Float[Tensor, "m c h w"]) -> Float[Tensor, "n m"]:
@@ -67,8 +70,8 @@ def ssim(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], window: int) 
 
     if min(a.shape[2:]) < window:
         return None
-    per_pixel: Tensor = ssim_map(a, b.to(a.dtype), window)
-    return per_pixel.mean((1, 2, 3))
+    parts = zip(torch.split(a, AT_ONCE), torch.split(b.to(a.dtype), AT_ONCE), strict=True)
+    return torch.cat([ssim_map(some, others, window).mean((1, 2, 3)) for some, others in parts])
 
 
 def l2(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:

@@ -60,11 +60,14 @@ def _relative_error(error: Tensor, weighting: Weighting | None, norm: Tensor, le
 def change_by_sum(weight: Float[Tensor, "out in"], bias: Tensor | None, term: Term) -> Tensor:
     """norm(W - G)^2 - norm(W)^2: by how much a layer's sum G changes what of it is unexplained.
 
-    With the layer's own outputs and two Gram matrices of the samples, G itself is not needed. Multiplied in the
+    With the layer's own outputs and two Gram matrices of the samples, G itself is not needed; for more samples than the
+    layer has rows and columns it is the smaller, so that memory grows no faster than their number. Multiplied in the
     precision of `weight`.
     """
-    deltas, inputs = (product(x, x.T.to(weight.dtype)) for x in (term.delta, term.inputs))
     along = (term.delta * (term.outputs if bias is None else term.outputs - bias)).sum()
+    if len(term.delta) > max(weight.shape):
+        return product(term.delta.T, term.inputs.to(weight.dtype)).pow(2).sum() - 2 * along
+    deltas, inputs = (product(x, x.T.to(weight.dtype)) for x in (term.delta, term.inputs))
     return (deltas * inputs).sum() - 2 * along
 
 

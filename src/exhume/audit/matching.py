@@ -7,6 +7,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from exhume.audit.assignment import largest_total
 from exhume.candidates import Candidates, Images
 from exhume.errors import InputError
 from exhume.metrics import similarity
@@ -56,7 +57,7 @@ def match(candidates: Candidates | Images, images: Float[Tensor, "n c h w"]) -> 
     """
     found = comparable(candidates, images)
     usable = finite(found)
-    values = torch.where(usable, similarity(images, found), -1.0)
+    values = masked(similarity(images, found), usable, -1.0)
     return Matches(similarity=values, nearest=_best(values, usable), assigned=assign(values, usable))
 
 
@@ -66,11 +67,9 @@ def assign(values: Float[Tensor, "n m"], usable: Shaped[Tensor, " m"]) -> Int[Te
     Args:
         usable: which candidates may serve an image, [m].
     """
-    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415
-
     assigned = torch.full((len(values),), -1)
-    ranked = torch.where(usable, values, -2.0)  # below any similarity: no image takes what is not finite by a tie
-    rows, columns = (torch.from_numpy(chosen) for chosen in linear_sum_assignment(ranked.numpy(), maximize=True))
+    # below any similarity: no image takes what is not finite by a tie
+    rows, columns = largest_total(masked(values, usable, -2.0))
     assigned[rows] = torch.where(usable[columns], columns, -1)
     return assigned
 
@@ -128,6 +127,11 @@ def comparable(candidates: Candidates | Images, images: Float[Tensor, "n c h w"]
     return found.detach().to(images)
 
 
+def masked(values: Float[Tensor, "n m"], usable: Shaped[Tensor, " m"], instead: float) -> Float[Tensor, "n m"]:
+    """The values, and others for columns that are not usable; no copy is made where all are."""
+    return values if usable.all() else torch.where(usable, values, instead)
+
+
 def finite(images: Float[Tensor, "m c h w"]) -> Shaped[Tensor, " m"]:
     """Which images are finite throughout, [m]; a diverged run leaves others."""
     return images.isfinite().flatten(1).all(1)
@@ -145,4 +149,4 @@ def halved_similarity(found: Float[Tensor, "m c h w"], images: Float[Tensor, "n 
     """The papers' comparison: colour images at half their size, where noise of single pixels does not count."""
     if images.shape[1] == 3 and min(images.shape[2:]) >= 6:
         images, found = (functional.interpolate(x, scale_factor=0.5, mode="bicubic") for x in (images, found))
-    return torch.where(finite(found), similarity(images, found), -1.0)
+    return masked(similarity(images, found), finite(found), -1.0)

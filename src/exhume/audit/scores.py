@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from exhume.audit.kind import ANOTHER_KIND, kind_test
-from exhume.audit.matching import Matches, comparable, finite, halved_similarity, match, merge
+from exhume.audit.matching import Matches, comparable, finite, halved_similarity, masked, match, merge
 from exhume.audit.significance import (
     SIGNIFICANT,
     Classes,
@@ -43,6 +43,8 @@ SUSPECT = 1e-3
 taken for one that was trained on. The benchmark's controls have 5 beside 2 at most."""
 HALF = 0.5
 """Share of training images with a class that the control has too, from which on they are compared within classes."""
+AT_ONCE = 2_000
+"""Images that are compared with all candidates together where only the nearest counts."""
 GOOD_SSIM = 0.4
 """What the papers call a good reconstruction: SSIM with window 3 above this."""
 
@@ -210,14 +212,25 @@ def score(
         recovered=recovered,
         null=null,
         null_perfect=_counts(match(images, control)) if len(control) else dict.fromkeys(THRESHOLDS, 0),
-        mean_alone=_counts(match(images.mean(0).expand_as(images), images)),
+        mean_alone=_reached(similarity(images, images.mean(0, keepdim=True))[:, 0]),
         median_ncc=median(matches.assigned_similarity.tolist()),
         null_median_ncc=median(control_matches.assigned_similarity.tolist()) if len(control) else None,
         p_value=p_values.get(HEADLINE),
         p_values=p_values,
         p_least=least_chance(classes or one_class(len(images), len(control))) if len(control) else None,
         p_kind=kind_test(images, control, classes) if len(control) else None,
-        p_rank=rank_test(candidates, images, control, labels, classes) if len(control) else None,
+        p_rank=(
+            rank_test(
+                candidates,
+                images,
+                control,
+                labels,
+                classes,
+                similarities=(matches.similarity, control_matches.similarity),
+            )
+            if len(control)
+            else None
+        ),
         share=share_interval(count, len(images)),
         difference=(difference_interval(count, len(images), null[HEADLINE], len(control)) if len(control) else None),
         distinct=len(merge(images[matches.assigned_similarity >= float(HEADLINE)], SAME)) if count else 0,
@@ -345,7 +358,10 @@ def shared_classes(labels: Shaped[Tensor, " n"] | None, held_out_labels: Shaped[
 
 
 def _counts(matches: Matches) -> dict[str, int]:
-    values = matches.assigned_similarity
+    return _reached(matches.assigned_similarity)
+
+
+def _reached(values: Float[Tensor, " n"]) -> dict[str, int]:
     return {threshold: int((values >= float(threshold)).sum()) for threshold in THRESHOLDS}
 
 
@@ -391,7 +407,7 @@ def _alike(images: Float[Tensor, "n c h w"], found: Images) -> Float[Tensor, "n 
     """The similarity of each image and each candidate; -1 where a candidate is not finite."""
     if len(images) == 0 or len(found) == 0:
         return torch.zeros(len(images), len(found))
-    return torch.where(finite(found), similarity(images, found), -1.0)
+    return masked(similarity(images, found), finite(found), -1.0)
 
 
 def _papers_ssim(
@@ -419,7 +435,7 @@ def _nearest_ssim(candidates: Candidates | Images, images: Float[Tensor, "n c h 
     found = found[finite(found)]
     if len(found) == 0:
         return []
-    nearest = halved_similarity(found, images).argmax(1)
+    nearest = torch.cat([halved_similarity(found, some).argmax(1) for some in torch.split(images, AT_ONCE)])
     values = ssim(min_max(found[nearest]), images, 3)
     return [] if values is None else values.tolist()
 

@@ -1,7 +1,7 @@
 """How surprising a difference between training and held-out images is: exact tests, and intervals of shares."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from exhume.audit.matching import assign, comparable, finite
+from exhume.audit.matching import assign, comparable, finite, masked
 from exhume.candidates import Candidates, Images
 from exhume.metrics import measure_of, similarity
 
@@ -20,6 +20,8 @@ FEW = 8
 """Values on the smaller side up to which tied values are permuted, because the normal distribution is too rough."""
 PERMUTATIONS = 20_000
 """Permutations of tied values; all of them where there are no more."""
+AT_ONCE = 2_000
+"""Images whose means are taken out together; of no more of them all arithmetic is in float64."""
 ROUNDING = 1e-4
 """Share of an image below which what the mean does not explain is the rounding of float32."""
 LEVEL = 0.95
@@ -45,6 +47,8 @@ def rank_test(
     held_out: Float[Tensor, "k c h w"],
     labels: Shaped[Tensor, " n"] | None = None,
     classes: Classes | None = None,
+    *,
+    similarities: tuple[Float[Tensor, "n m"], Float[Tensor, "k m"]] | None = None,
 ) -> float:
     """The chance that training images would lie so much nearer to the candidates than held-out ones, by luck.
 
@@ -72,18 +76,17 @@ def rank_test(
         labels: the training images' classes, of which those of two or more images have a mean; None: not known.
         classes: of both, within which they are compared (`van_elteren`), so that a control of another mix of classes
             makes no difference; None: all are compared with all.
+        similarities: of the candidates with the training and with the held-out images, where they are known (NCC).
 
     Raises:
         InputError: as for `match`.
     """
-    found, mean = comparable(candidates, images), images.mean(0, keepdim=True)
-    moved = held_out - held_out.mean(0, keepdim=True) + mean
-    views = [(torch.cat([images, held_out]), found), (torch.cat([images, moved]), found)]
-    if measure_of(images) == "ncc":
-        pool, of_classes = views[0][0], torch.cat([mean, *_class_means(images, labels)])
-        views += [(_without(pool, means), _without(found, means)) for means in (mean, of_classes)]
-    n = len(images)
-    parts = [(values[:n], values[n:]) for values in (_together(*view) for view in views)]
+    found, n = comparable(candidates, images), len(images)
+    parts = []
+    for alike, usable in _views(found, images, held_out, labels, similarities):
+        values = _assigned(alike, usable)
+        parts.append((values[:n], values[n:]))
+        del alike  # before the next one is made: it may be the largest matrix of all
     return max(mann_whitney(*part) if classes is None else van_elteren(*part, classes) for part in parts)
 
 
@@ -260,12 +263,30 @@ def difference_interval(count: int, total: int, other: int, other_total: int) ->
     )
 
 
-def _together(pool: Float[Tensor, "p c h w"], found: Images) -> Float[Tensor, " p"]:
-    return _assigned(similarity(pool, found), finite(found))
+def _views(
+    found: Images,
+    images: Float[Tensor, "n c h w"],
+    held_out: Float[Tensor, "k c h w"],
+    labels: Shaped[Tensor, " n"] | None,
+    similarities: tuple[Float[Tensor, "n m"], Float[Tensor, "k m"]] | None,
+) -> Iterator[tuple[Float[Tensor, "p m"], Bool[Tensor, " m"]]]:
+    """Similarities of all images together with each candidate, as the rank test sees them, one matrix at a time."""
+    mean, usable = images.mean(0, keepdim=True), finite(found)
+    moved, pool = held_out - held_out.mean(0, keepdim=True) + mean, torch.cat([images, held_out])
+    if measure_of(images) != "ncc":
+        yield similarity(pool, found), usable
+        yield similarity(torch.cat([images, moved]), found), usable
+        return
+    own, others = similarities or (similarity(images, found), similarity(held_out, found))
+    yield torch.cat([own, others]), usable
+    yield torch.cat([own, similarity(moved, found)]), usable
+    for means in (mean, torch.cat([mean, *_class_means(images, labels)])):
+        rest = _without(found, means)
+        yield similarity(_without(pool, means), rest), finite(rest)
 
 
 def _assigned(values: Float[Tensor, "p m"], usable: Tensor) -> Float[Tensor, " p"]:
-    values = torch.where(usable, values, -1.0)
+    values = masked(values, usable, -1.0)
     chosen = assign(values, usable)
     return torch.where(chosen >= 0, values.gather(1, chosen.clamp_min(0)[:, None])[:, 0], -1.0)
 
@@ -286,9 +307,15 @@ def _class_means(
 
 def _without(images: Float[Tensor, "n c h w"], means: Float[Tensor, "k c h w"]) -> Float[Tensor, "n c h w"]:
     """What is left of each channel without its brightness and its part in the span of the means; 0 for rounding."""
-    pixels, along = (_deviation(part).transpose(0, 1) for part in (images, means))
-    _, singular, basis = torch.linalg.svd(along, full_matrices=False)
+    _, singular, basis = torch.linalg.svd(_deviation(means).transpose(0, 1), full_matrices=False)
     basis = torch.where(singular[:, :, None] > ROUNDING * singular[:, :1, None], basis, 0.0)
+    # similarities of many images are multiplied in float32, whose order is that of float64 but for near ties
+    dtype = torch.float64 if len(images) <= AT_ONCE else images.dtype
+    return torch.cat([_without_span(some, basis).to(dtype) for some in torch.split(images, AT_ONCE)])
+
+
+def _without_span(images: Float[Tensor, "n c h w"], basis: Float[Tensor, "c k d"]) -> Float[Tensor, "n c h w"]:
+    pixels = _deviation(images).transpose(0, 1)
     rest = pixels - pixels @ basis.mT @ basis
     kept = rest.norm(dim=2, keepdim=True) > ROUNDING * pixels.norm(dim=2, keepdim=True)
     return torch.where(kept, rest, 0.0).transpose(0, 1).reshape(images.shape)
