@@ -8,11 +8,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from exhume import metrics
-from exhume.attack import examine
 from exhume.audit import assignment, scores, significance
 from exhume.audit.assignment import by_column_generation, largest_total
 from exhume.audit.matching import assign
 from exhume.audit.scores import Counts, Scores, score
+from exhume.owner import examine
 from victims import generator
 
 
