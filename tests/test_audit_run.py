@@ -397,7 +397,8 @@ def test_a_mean_that_is_wrong_is_told_at_once_and_again_at_the_end(
     audit(*words, "--mean", "0.9", "--out", tmp_path / "out", "--no-find-start")
     said = capsys.readouterr()
     hint = record_of(tmp_path / "out").next_steps[0]
-    assert hint.endswith("if they are taken with their mean image subtracted: audit with --mean images.")
+    assert "if they are taken with their mean image subtracted: try --mean images." in hint
+    assert hint.endswith("was it so in training?"), "she has said something else"
     assert said.err.startswith(hint.partition(",")[0])
     assert hint in said.out.replace("\n", " ")
 

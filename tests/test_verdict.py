@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from exhume.audit.readability import Readability
-from exhume.audit.scores import Counts, ImageScore, Seconds, Ssim, sentence
+from exhume.audit.scores import Counts, ImageScore, Picked, Seconds, Ssim, sentence
 from exhume.audit.verdict import GIVING, Applicability, judge
 
 LEVELS = ("0.7", "0.8", "0.9", "0.95")
@@ -41,6 +41,7 @@ READABLE = Readability(
     reachable=100,
     reason="A search stays at 90 of 100 training images.",
 )
+UNREADABLE = replace(READABLE, verdict="not held", reason="They do not.")
 READS = Applicability(method_reads=True, regime="small initialisation")
 
 
@@ -77,6 +78,26 @@ def test_a_leak_has_a_strength_and_its_p_values(scores: Counts, strength: str, w
     assert (judgement.verdict == "leaks") == (strength not in ("none", "not proven"))
     if words:
         assert words in " ".join(judgement.reasons) and "rank test" in " ".join(judgement.reasons)
+
+
+def test_the_level_is_that_of_the_count_that_proves_the_leak() -> None:
+    assert judge(counted("0.9", 90, 2, 1e-30, 1e-20), READS).level == "0.9"
+    assert judge(counted("0.7", 74, 40, 1e-6, 1e-4), READS).level == "0.7"
+    assert judge(counted("0.8", 20, 9, 0.02, 5e-4), READS).level == "0.9"  # no count proves the traces
+
+
+@pytest.mark.parametrize(
+    ("expected", "right", "told"), [(147.0, 0, True), (147.0, 14, True), (147.0, 15, False), (9.9, 0, False)]
+)
+def test_confident_candidates_of_other_images_ask_for_the_right_ones(expected: float, right: int, told: bool) -> None:
+    """Whoever gives another folder must not be told that the method cannot read the network, nor be cleared."""
+    picked = Picked(candidates=159, expected=expected, right=right, distinct=right, null_right=0)
+    for held_out in (100, 0):
+        scores = replace(NOTHING, picked=picked, held_out=held_out)
+        judgement = judge(scores, replace(READS, readability=UNREADABLE))
+        assert (judgement.strength == "not proven" and "not these" in judgement.sentence) == told
+    leak = replace(counted("0.9", 90, 2, 1e-30, 1e-20), picked=picked)
+    assert judge(leak, READS).verdict == "leaks", "what is proven stays proven"
 
 
 def test_what_the_mean_image_gives_too_proves_no_leak() -> None:

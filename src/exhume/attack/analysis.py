@@ -93,12 +93,10 @@ and b4; the floor on b8-decay, b1 to b3 and b6; the row of inexact starts on b10
 rescaled for images only: the features behind a head have no mean image. docs/theory.md lists what was chosen where.
 """
 
-SMOOTHNESS = 4e-6
-"""Weight of a photograph's total variation against one layer's residual. Chosen on b5, b7, b8 and b8-decay; that digits
-have none on b1 to b3."""
-ROUGH_SMOOTHNESS = 1.6e-5
-"""The same of rougher pictures in grey. Chosen among 1e-6, 4e-6, 1.6e-5 and 6.4e-5 on four sets that are no row of the
-benchmark: textured shapes, textures, printed letters, digits on grey (docs/log.md, "Pictures in grey")."""
+SMOOTHNESS, OF_VALUES = 4e-6, 3 * 32 * 32
+"""Weight of a picture's total variation against one layer's residual, for images of so many values; of fewer values it
+is more in proportion. Chosen on b5, b7, b8 and b8-decay; that digits have none on b1 to b3. In proportion: on four sets
+of 28 x 28 that are no row of the benchmark (docs/log.md, "Pictures in grey")."""
 BINARY_PRIOR = 5.0
 """Weight of grey in images that are black or white, against the weighted error. Chosen on b1 to b4, b6 and b6-decay."""
 IMAGES_GUESSED = 100
@@ -242,10 +240,12 @@ def choose_priors(target: Target, space: Subspace, *, sees_images: bool) -> tupl
     """
     if min(target.shape[1:]) < SMALLEST_PICTURE:
         return 0.0, 0.0
-    kind = texture(_in_pixels(target, space), target.shape) if sees_images else "photographs"
-    if kind != "photographs" and is_black_or_white(target.centre):
+    if not sees_images:
+        return SMOOTHNESS, 0.0
+    looks = texture(_in_pixels(target, space), target.shape)
+    if looks != "photographs" and is_black_or_white(target.centre):
         return 0.0, BINARY_PRIOR
-    return {"photographs": SMOOTHNESS, "pictures": ROUGH_SMOOTHNESS, "noise": 0.0}[kind], 0.0
+    return SMOOTHNESS * (OF_VALUES / target.centre.numel()) * (looks != "noise"), 0.0
 
 
 def _in_pixels(target: Target, space: Subspace) -> Subspace:

@@ -16,6 +16,9 @@ TRACES = 1e-3
 """Chance of a difference of all similarities below which it alone is called a leak, though no count proves one."""
 IN_PART = 0.01
 """The same where a count proves a leak too, and below which nothing is cleared."""
+OTHERS_EXPECTED, OTHERS_RIGHT = 10, 0.1
+"""Confident candidates of which so many should show her images and at most this share of these does: so they show
+others. (The calibration of the confidence was off by less than a half wherever it holds.)"""
 NOT_DECIDED = "not decided"
 """How the verdict is called where it is "does not apply" for the want of a control that decides."""
 MOST_NAMED = 10
@@ -54,8 +57,9 @@ class Judgement:
     """One of three verdicts, how strong the evidence for a leak is, one sentence for the owner, and the reasons.
 
     strength: "plainly" (the counts at NCC >= 0.9), "in part" (those at another threshold, and all similarities),
-    "traces" (all similarities together, no count), "not proven" (there is no control, or none that can decide, or the
-    tests contradict each other), "none".
+    "traces" (all similarities together, no count), "not proven" (there is no control, or none that can decide, the
+    tests contradict each other, or what came out shows other images), "none". level: the similarity from which an
+    image counts as come out: that of the count that proves it.
 
         judgement = exhume.judge(scores, None)
         print(judgement.verdict, judgement.sentence, *judgement.reasons)
@@ -65,6 +69,7 @@ class Judgement:
     strength: Strength
     sentence: str
     reasons: tuple[str, ...]
+    level: str = HEADLINE
 
     @property
     def name(self) -> str:
@@ -76,10 +81,11 @@ def judge(scores: Counts, applies: Applicability | None = None) -> Judgement:
     """Gives the verdict on the counts.
 
     An untrained network holds no image, whatever the counts. "leaks" needs a test against held-out images of the same
-    kind; without them nothing is called a leak, and neither is the network cleared, nor where these came out
-    themselves or are too few, or where the tests contradict each other. "nothing found" needs a method that applies: a
-    search that begins at the training images stays there more than at others (`readability`), or, where that was not
-    tried, the weights are of a kind from which images come out (`GIVING`). All else is "does not apply".
+    kind; without them nothing is called a leak. Neither is the network cleared then, nor where these came out
+    themselves or are too few, where the tests contradict each other, or where other images came out. "nothing found"
+    needs a method that applies: a search that begins at the training images stays there more than at others
+    (`readability`), or, where that was not tried, the weights are of a kind from which images come out (`GIVING`). All
+    else is "does not apply".
 
         judgement = exhume.judge(exhume.score(candidates, images, labels, held_out))
 
@@ -93,7 +99,8 @@ def judge(scores: Counts, applies: Applicability | None = None) -> Judgement:
     strength = _strength(scores)
     if strength in _LEAKS:
         told, reasons = _LEAKS[strength] + _named(scores, strength), _evidence(scores, strength)
-        return Judgement(verdict="leaks", strength=strength, sentence=told, reasons=reasons)
+        level = _proving(scores)[0] if strength == "in part" else HEADLINE
+        return Judgement(verdict="leaks", strength=strength, sentence=told, reasons=reasons, level=level)
     undecided = _undecided(scores)
     if undecided:
         sentence, advice = undecided
@@ -135,8 +142,9 @@ def _named(scores: Counts, strength: Strength) -> str:
 def _undecided(scores: Counts) -> tuple[str, str] | None:
     """Why the counts cannot be judged, and what to do; None: they can."""
     images, held_out = scores.images, scores.held_out
-    if held_out == 0:
-        return _without_control(scores)
+    others = _of_others(scores)
+    if others or held_out == 0:
+        return others or _without_control(scores)
     if is_another_kind(scores):
         told = "the control is of another kind than the images."
         return told, f"{ANOTHER} (nearest neighbours, p = {scores.p_kind:.1g}): give some that were drawn like these."
@@ -150,6 +158,19 @@ def _undecided(scores: Counts) -> tuple[str, str] | None:
         told = f"with {images} training and {held_out} held-out images no difference can be told from chance."
         return told, "Give more held-out images."
     return None
+
+
+def _of_others(scores: Counts) -> tuple[str, str] | None:
+    """Where an attacker without the data would be sure of images, and they are not these; None: it is not so."""
+    picked = scores.picked
+    if picked is None or picked.expected < OTHERS_EXPECTED or picked.right > OTHERS_RIGHT * picked.expected:
+        return None
+    told = (
+        "what came out seems to show training images, but not these. By their confidence about "
+        f"{picked.expected:.0f} of {picked.candidates} candidates should show an image of yours, and "
+        f"{picked.right} {'does' if picked.right == 1 else 'do'}."
+    )
+    return told, "Are these the images that it was trained on, scaled as they were in training?"
 
 
 def _without_control(scores: Counts) -> tuple[str, str]:

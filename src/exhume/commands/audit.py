@@ -356,10 +356,12 @@ def _show_all(rows: Sequence[Row], out: Path) -> list[str]:
 def _show(record: AuditRecord, scores: ScoresRecord, folder: Path, page: Path) -> None:
     for note in record.notes:
         _line("network", note)
+    if record.start:
+        _line("start", record.start)
     print_verdict(record.judgement)
     print_scores(scores)
     if scores.picked is not None:
-        print_picked(scores.picked)
+        print_picked(scores.picked, held_out=scores.held_out)
     fates = Counter(image.fate for image in record.images)
     _line(
         "images",

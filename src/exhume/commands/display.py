@@ -76,12 +76,12 @@ def _between(interval: Interval) -> str:
     return f"95 % interval {interval.low:.0%} to {interval.high:.0%}"
 
 
-def print_picked(picked: Picked) -> None:
+def print_picked(picked: Picked, *, held_out: int) -> None:
     """One line: what an attacker without the data would have picked."""
     console.print(
         f"confident     {picked.candidates} candidates of a confidence of 0.5 or more: {picked.right} right "
-        f"({picked.expected:.0f} expected), they show {picked.distinct} training images; {picked.null_right} resemble "
-        "held-out images as much",
+        f"({picked.expected:.0f} expected), they show {picked.distinct} training images"
+        + (f"; {picked.null_right} resemble held-out images as much" if held_out else ""),
         soft_wrap=True,
     )
 

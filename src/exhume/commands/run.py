@@ -406,7 +406,7 @@ class Score:
         print_scores(scores)
         print_evidence(scores)
         if scores.picked is not None:
-            print_picked(scores.picked)
+            print_picked(scores.picked, held_out=scores.held_out)
         print_verdict(judge(scores, read_applicability(found)))
         for words in dict.fromkeys([scores.chosen, *(part.chosen for part in scores.merged)]):
             if words is not None:

@@ -200,7 +200,7 @@ def _context(run: Contents) -> dict[str, Any]:
     outputs = len(published.classes) if published.task == "multiclass" else 1
     confident = bool(run.candidates["confidence"].isfinite().any())
     parameters = {name: tensor for name, tensor in run.weights.items() if name.startswith("layers.")}
-    thing = "point" if points else "image"
+    thing, level = "point" if points else "image", judgement.level if judgement else HEADLINE
     explained_what = EXPLAINED[audit.owner.of if audit and audit.owner else "weights"]
     # a change is read from the weights too
     source = EXPLAINED["momentum" if audit and audit.owner and audit.owner.of == "momentum" else "weights"]
@@ -213,6 +213,7 @@ def _context(run: Contents) -> dict[str, Any]:
         "another_kind": run.scores is not None and is_another_kind(run.scores),
         "fates": fates(leaks),
         "headline": HEADLINE,
+        "level": level,
         "thing": thing,
         "title": headline(judgement, run.scores, len(images), thing, source),
         "explained_what": explained_what,
@@ -230,7 +231,7 @@ def _context(run: Contents) -> dict[str, Any]:
         "pairs": [] if points else _pairs(run),
         "control": [] if points or not run.scores else entries.control(run.truth),
         "resembling": [_resembling(run, image, points) for image in (audit.leaked if audit else [])],
-        "by_chance": by_chance(run.scores, thing) if run.scores else None,
+        "by_chance": by_chance(run.scores, thing, level) if run.scores else None,
         "class_name": lambda label: entries.class_name(published.task, published.classes, label),
         "large": entries.LARGE,
         "alike": entries.ALIKE,

@@ -39,12 +39,18 @@ def headline(
     """
     if scores is None or judgement is None:
         return f"{total} candidates, none of them checked"
-    recovered = f"{scores.recovered[HEADLINE]} of {scores.images} training {thing}s"
+    level = judgement.level if scores.held_out else HEADLINE
+    recovered = f"{scores.recovered[level]} of {scores.images} training {thing}s"
     if not scores.held_out:
         return f"{recovered} look recovered, without a control"
-    if names_leaks(judgement, scores) and scores.p_value is not None and scores.p_value < SIGNIFICANT:
-        return f"{recovered} came out of {explained}"
+    if names_leaks(judgement, scores) and _p_value(scores, level) < SIGNIFICANT:
+        return f"{recovered} came out of {explained}{'' if level == HEADLINE else ', most of them not sharply'}"
     return TITLES.get(judgement.strength, TITLES[judgement.verdict])
+
+
+def _p_value(scores: Counts, level: str) -> float:
+    """Records before 5 have that of the headline alone."""
+    return scores.p_value if level == HEADLINE and scores.p_value is not None else scores.p_values.get(level, 1.0)
 
 
 def names_leaks(judgement: Judgement | None, scores: Counts | None) -> bool:
@@ -54,11 +60,11 @@ def names_leaks(judgement: Judgement | None, scores: Counts | None) -> bool:
     return judgement.verdict == "leaks" and judgement.strength != "traces"
 
 
-def by_chance(scores: Counts, thing: str) -> str:
+def by_chance(scores: Counts, thing: str, level: str = HEADLINE) -> str:
     """How many images would resemble a candidate by chance, as far as the control tells."""
     if not scores.held_out or is_another_kind(scores):
         return f"There is no control, so how many {thing}s would do so by chance is not known."
-    null = scores.null[HEADLINE]
+    null = scores.null[level]
     told = f"Of {scores.held_out} held-out {thing}s {null} {'does' if null == 1 else 'do'} so"
     return (
         f"{told}: by chance about {number(round(null / scores.held_out * scores.images, 1))} of {scores.images} would."

@@ -38,7 +38,7 @@ from exhume.runs.cells import known_record
 from exhume.runs.claim import alone
 from exhume.runs.defences import DEFENCES, check_comparable, compare_defences
 from exhume.runs.pipeline import reconstruct_run, score_run
-from exhume.runs.schema import CandidatesRecord, ScoresRecord
+from exhume.runs.schema import CandidatesRecord, ScoresRecord, StartRecord
 from exhume.runs.start import found_start, is_untrained
 from exhume.runs.store import FILES, load_candidates, remove_after
 
@@ -169,11 +169,12 @@ def _audit(
         judgement=judgement,
         applies=applies,
         next_steps=[
-            *about_scaling(network, scaling, leaks=judgement.verdict == "leaks", untrained=applies.untrained),
+            *about_scaling(network, scaling, plain=judgement.strength == "plainly", untrained=applies.untrained),
             *next_steps(judgement, scores, found, untrained=applies.untrained),
             *([_without_state(judgement, seen)] if checkpoint.momentum else []),
         ],
         scaling=scaling,
+        start=_start_sentence(folder, found, given=initial is not None),
         images=_images(folder, mine, scores, seen),
         owner=seen.view if seen else None,
         not_examined=why,
@@ -356,14 +357,15 @@ def scaling_hint(check: ScalingCheck | None) -> str:
 
 
 def about_scaling(
-    network: ForeignNetwork, check: ScalingCheck | None, *, leaks: bool, untrained: bool = False
+    network: ForeignNetwork, check: ScalingCheck | None, *, plain: bool, untrained: bool = False
 ) -> list[str]:
-    """What to ask the owner of the scaling of her images: where nobody said it and nothing leaks, or it is wrong."""
+    """What to ask the owner of the scaling of her images: where nobody said it and no leak is plain, or it is wrong."""
     if untrained:
         return []
     if check is not None and check.is_plain:
-        return [_known(check)]
-    if network.scaling != "nobody" or leaks:
+        said = " You have said how they are scaled: was it so in training?" if network.scaling == "the user" else ""
+        return [_known(check) + said]
+    if network.scaling != "nobody" or plain:
         return []
     return [" ".join([ASK_FOR_SCALING, *([_known(check)] if check else [])])]
 
@@ -373,7 +375,7 @@ def _known(check: ScalingCheck) -> str:
     now = f"As it was read, the network classifies {check.right} of {check.images} of your images rightly"
     if check.best is None:
         return f"{now}, and no usual scaling lets it know more."
-    return f"{now}, and {check.best.right} if they are taken {check.best.words}: audit with {check.best.flags}."
+    return f"{now}, and {check.best.right} if they are taken {check.best.words}: try {check.best.flags}."
 
 
 def next_steps(
@@ -383,8 +385,8 @@ def next_steps(
     steps = []
     if judgement.verdict == "leaks":
         steps.append("Treat the weights as you treat the training images: do not publish them, and limit who has them.")
-        if scores.recovered[HEADLINE]:
-            steps.append("leaked.csv names the images that came out. If they are private, tell those whom they show.")
+        if scores.recovered[judgement.level]:
+            steps.append(_whom_to_tell(judgement, scores))
         if found.start is not None:
             steps.append(
                 "The weights before training were found in the trained ones. Initialise from a secure source or on the "
@@ -402,6 +404,24 @@ def next_steps(
     if scores.held_out == 0:
         steps.append("Give images of the same kind that the network never saw (`--held-out`), as a control.")
     return steps
+
+
+def _start_sentence(folder: Path, found: CandidatesRecord, *, given: bool) -> str:
+    """Whether the weights before training were known, in a sentence; "" where nobody looked for them."""
+    if given:
+        return "The weights before training were given."
+    looked = known_record(folder / "start.json", StartRecord)
+    if looked is None or looked.checkpoint != found.checkpoint:
+        return ""
+    return f"The weights before training. {looked.sentence}"
+
+
+def _whom_to_tell(judgement: Judgement, scores: ScoresRecord) -> str:
+    """Which images came out, and how many of these are there by chance, as far as the control tells."""
+    count, chance = scores.recovered[judgement.level], scores.null[judgement.level] / scores.held_out * scores.images
+    named = f"the {count} images that came out" if count > 1 else "the image that came out"
+    by_chance = f"; by chance about {chance:.0f} of them" if chance >= 0.5 else ""
+    return f"leaked.csv names {named} (NCC >= {judgement.level}{by_chance}). If private, tell those whom they show."
 
 
 def _without_state(judgement: Judgement, seen: "_Seen | None") -> str:

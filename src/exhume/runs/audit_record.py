@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from exhume.audit.membership import Membership
 from exhume.audit.readability import Fate
+from exhume.audit.scores import HEADLINE
 from exhume.audit.verdict import Applicability, Judgement
 from exhume.owner.examine import Explained
 from exhume.owner.scaling import ScalingCheck
@@ -99,10 +100,12 @@ class AuditRecord:
     membership: list[Membership] = field(default_factory=list)
     defences: list[DefenceRow] = field(default_factory=list)
     scaling: ScalingCheck | None = None
+    start: str = ""
     provenance: Provenance
 
     @property
     def leaked(self) -> list[AuditedImage]:
-        """The images that came out, the most alike first."""
-        found = [image for image in self.images if image.fate == "found"]
+        """The images that came out, from the judgement's level on, the most alike first."""
+        level = float(self.judgement.level)
+        found = [image for image in self.images if image.fate == "found" or level <= image.ncc < float(HEADLINE)]
         return sorted(found, key=lambda image: -image.ncc)

@@ -59,9 +59,9 @@ class Exhume(Method):
     sharpness: float = 10.0
     """Sharpness of the smoothed derivative of ReLU, per root mean square of an image's pre-activations."""
     smoothness: float | None = None
-    """Weight of the images' total variation; None: 4e-6 for each believed layer where the data's directions are smooth
-    as those of photographs are, or an MLP stands behind other layers; 1.6e-5 for rougher pictures in grey; 0 where they
-    look like noise or pixels are black or white."""
+    """Weight of the images' total variation; None: for each believed layer 4e-6 for images of 3,072 values, more in
+    proportion for smaller ones, where the data's directions look like pictures; 4e-6 where an MLP stands behind other
+    layers; 0 where they look like noise, or pixels are black or white."""
     binary_prior: float | None = None
     """Weight of grey, y (1 - y) of a pixel y, against the weighted error; None: 5 where the mean image says that pixels
     are black or white; else 0. No effect on a search judged by all parameters."""
