@@ -147,13 +147,13 @@ def measured(row: Row, folder: Path, device: str) -> dict[str, str]:
     """One line of the table."""
     torch.seed()
     problem = load_problem(row.problem, Selection(per_class=3 * row.per_class))
-    own, others = _part(problem, row.per_class, 0), _part(problem, row.per_class, 1)
+    own, others, third = (_part(problem.images, problem.labels, row.per_class, part) for part in range(3))
     folder.mkdir(parents=True, exist_ok=True)
     arguments, initial = _save(row, problem, own, others, folder)
-    audited = own if row.own else _part(problem, row.per_class, 2)
+    audited = own if row.own else third
     images, labels = audited
     data = folder / "images.npz"
-    held_out, held_out_labels = problem.held_out[: len(images)], problem.held_out_labels[: len(images)]
+    held_out, held_out_labels = _part(problem.held_out, problem.held_out_labels, row.per_class, 0)
     _write(data, images=images, labels=labels, held_out=held_out, held_out_labels=held_out_labels)
     mine = load_images(data)
     shape = tuple(images.shape[1:])
@@ -167,7 +167,7 @@ def measured(row: Row, folder: Path, device: str) -> dict[str, str]:
         "network": row.what,
         "saved as": row.form,
         "verdict": f"{verdict} ({record.judgement.strength})",
-        "right": "yes" if row.own or verdict != "leaks" else "NO",
+        "right": "yes" if (verdict == "leaks") == row.own else "shows nothing" if row.own else "NO",
         "NCC >= 0.9": f"{scores.recovered['0.9']} [{scores.null['0.9']}] of {scores.images}",
         "rank test": "-" if scores.p_rank is None else f"{scores.p_rank:.1g}",
         "residual: own, never seen": _residuals(record.owner.residuals[0]) if record.owner else "-",
@@ -179,15 +179,13 @@ def _residuals(row: object) -> str:
     return f"{row.training:.2f}, {row.held_out:.2f}"  # type: ignore[attr-defined]
 
 
-def _part(problem: Problem, per_class: int, part: int) -> tuple[Tensor, Tensor]:
-    """A third of the problem's images, as many of each class."""
-    chosen = torch.cat(
-        [
-            (problem.labels == label).nonzero()[part * per_class : (part + 1) * per_class, 0]
-            for label in range(problem.outputs)
-        ]
-    )
-    return problem.images[chosen], problem.labels[chosen]
+def _part(images: Tensor, labels: Tensor, per_class: int, part: int) -> tuple[Tensor, Tensor]:
+    """So many images of each class, those before them left out `part` times."""
+    rows = [
+        (labels == label).nonzero()[part * per_class : (part + 1) * per_class, 0]
+        for label in range(int(labels.max()) + 1)
+    ]
+    return images[torch.cat(rows)], labels[torch.cat(rows)]
 
 
 def _save(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import cluster, designs, findings, run, speed, study, targets, zoo
+from benchmarks import cluster, designs, findings, pictures, run, speed, study, targets, zoo
 from benchmarks.laws import (
     Difference,
     difference,
@@ -22,6 +22,8 @@ from benchmarks.laws import (
     rank_correlation,
 )
 from exhume.attack.methods import Exhume
+from exhume.attack.reconstruct import reconstruct
+from exhume.audit.scores import score
 from exhume.defence.training import TrainingConfig, TrainingPoint, train
 from exhume.errors import InputError
 from exhume.networks import NetworkConfig
@@ -357,3 +359,30 @@ def test_the_driver_of_a_search_is_measured_alone(tmp_path: Path, capsys: pytest
     assert float(told[1]) > 0 and int(told[3].replace(",", "")) > 1000
     record = read_record(tmp_path / "search-instant" / "search.json", SearchRecord)
     assert [trial.number for trial in record.trials] == list(range(50)) and record.best == 0
+
+
+# ---------------------------------------------------------------- pictures of other kinds
+
+
+@pytest.mark.parametrize("name", pictures.SETS)
+def test_a_set_of_pictures_is_its_seeds_and_holds_none_twice(name: str) -> None:
+    problem, again, other = (pictures.pictures(name, seed) for seed in (0, 0, 1))
+    assert torch.equal(problem.images, again.images)
+    assert name == "grey-digits" or not torch.equal(problem.images, other.images)
+    both = torch.cat([problem.images, problem.held_out])
+    assert len(both) == 2 * pictures.COUNT == len(both.flatten(1).unique(dim=0))
+    assert both.min() >= 0 and both.max() <= 1
+    assert problem.labels.bincount().tolist() == [pictures.COUNT // pictures.CLASSES] * pictures.CLASSES
+
+
+def test_grey_pictures_come_out_by_the_prior_that_the_weights_choose() -> None:
+    """Control: held-out pictures, and the same search without a prior."""
+    problem = pictures.pictures("shapes", 0)
+    victim = train(problem, TrainingConfig(loss="ce", lr=0.5, epochs=600)).checkpoint
+    recovered, null = {}, {}
+    for smoothness in (None, 0.0):
+        found = reconstruct(victim, Exhume(steps=200, restarts=1, smoothness=smoothness))
+        counts = score(found, problem.images, problem.labels, problem.held_out)
+        recovered[smoothness], null[smoothness] = counts.recovered["0.8"], counts.null["0.8"]
+    assert recovered[None] >= 60 and recovered[None] >= recovered[0.0] + 15
+    assert max(null.values()) <= 10
