@@ -232,6 +232,23 @@ def test_without_held_out_images_nothing_is_proven_and_a_pipeline_does_not_pass(
     assert any("--held-out" in step for step in record.next_steps)
 
 
+def test_a_control_of_another_kind_tells_no_membership(
+    problem: Problem, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dim, labels = problem.held_out[::2] / 3, problem.held_out_labels[::2]
+    data = saved_images(tmp_path, problem.images[::3], problem.labels[::3], held_out=dim, held_out_labels=labels)
+    out, network = tmp_path / "out", [f"{folder}/model.py:Net", "--weights", folder / "weights.pt"]
+    audit(*network, "--images", data, "--mean", folder / "mean.npy", "--out", out)
+    record, why = record_of(out), "The held-out images are of another kind than the training images"
+    assert record.judgement.name == "not decided"
+    assert record.membership == [] and record.no_membership.startswith(why)
+    said = capsys.readouterr().out
+    assert f"membership    Not decided: {why}" in said
+    assert "But these" not in said and " tells " not in said
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "was trained on it is not decided" in page and "AUC</th>" not in page
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -277,12 +277,19 @@ SUSPICION = (
 )
 
 
-ANOTHER = "But these are of another kind than the training images, so they are no control"
+ANOTHER = "The held-out images are of another kind than the training images, so they are no control"
 
 
 def is_another_kind(scores: Counts) -> bool:
     """Whether the held-out images are of another kind than the training images, so that they are no control."""
     return scores.p_kind is not None and scores.p_kind <= ANOTHER_KIND
+
+
+def no_control(scores: Counts) -> str:
+    """Why the held-out images are no control, in a sentence; "" where they are one, or none were given."""
+    if is_another_kind(scores):
+        return f"{ANOTHER} (nearest neighbours, p = {scores.p_kind:.1g})."
+    return SUSPICION if is_suspect(scores) else ""
 
 
 def is_suspect(scores: Counts) -> bool:

@@ -369,6 +369,8 @@ def _show(record: AuditRecord, scores: ScoresRecord, folder: Path, page: Path) -
         _line("you can see", sentence)
     if record.membership:
         _line("membership", membership_sentence(record.membership[0], tried=len(record.membership)))
+    if record.no_membership:
+        _line("membership", f"Not decided: {record.no_membership}")
     for row in record.defences:
         _line("defence", _defence_sentence(row))
     for step in record.next_steps:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from exhume.attack.find_start import chance
 from exhume.attack.methods.input_subspace import REWEIGHT_EVERY
+from exhume.audit.membership import tells_apart
 from exhume.audit.scores import HEADLINE, is_another_kind, sentence
 from exhume.audit.verdict import NOT_DECIDED, Judgement, judge
 from exhume.checkpoint import Description
@@ -212,6 +213,7 @@ def _context(run: Contents) -> dict[str, Any]:
         "undecided": judgement is not None and judgement.name == NOT_DECIDED,
         "another_kind": run.scores is not None and is_another_kind(run.scores),
         "fates": fates(leaks),
+        "told_apart": audit is not None and tells_apart(audit.membership),
         "headline": HEADLINE,
         "thing": thing,
         "title": headline(judgement, run.scores, len(images), thing, source),
