@@ -16,7 +16,7 @@ from torch.nn import functional
 from exhume.attack.methods import Exhume
 from exhume.checkpoint import Checkpoint
 from exhume.cli import main
-from exhume.commands.audit import Audit
+from exhume.commands.audit import Audit, exit_code
 from exhume.errors import InputError
 from exhume.foreign import layout_of, read_network
 from exhume.networks import NetworkConfig, Task
@@ -247,6 +247,22 @@ def test_a_control_of_another_kind_tells_no_membership(
     assert "But these" not in said and " tells " not in said
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "was trained on it is not decided" in page and "AUC</th>" not in page
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "codes"),
+    [
+        (["leaks", None, "not decided"], (2, 1, 1)),
+        (["nothing found", None, "not decided"], (2, 2, 2)),
+        (["nothing found", "not decided"], (0, 3, 3)),
+        (["nothing found", "does not apply"], (0, 0, 3)),
+        (["leaks"], (0, 1, 1)),
+    ],
+)
+def test_a_model_that_could_not_be_audited_fails_a_pipeline(
+    verdicts: list[str | None], codes: tuple[int, int, int]
+) -> None:
+    assert tuple(exit_code(verdicts, fail_on) for fail_on in (None, "leaks", "undecided")) == codes
 
 
 @pytest.mark.parametrize(
