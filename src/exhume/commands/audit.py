@@ -121,6 +121,8 @@ class Audit:
     def __call__(self) -> None:
         use_threads(self.threads)
         mine = load_images(self.images, held_out=self.held_out, split=self.split, selection=self.selection)
+        for note in mine.notes:  # before the minutes that the audit takes
+            bars_console.print(f"images        {note}", soft_wrap=True)
         verdicts = self._of_all(mine, self.all) if self.all is not None else [self._of_one(mine)]
         code = exit_code(verdicts, self.fail_on)
         if code:

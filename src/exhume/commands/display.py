@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from exhume.attack.find_start import Evidence
-from exhume.audit.scores import HEADLINE, Counts, Picked, sentence
+from exhume.audit.scores import HEADLINE, Counts, Picked, about_control, sentence
 from exhume.audit.significance import Interval
 from exhume.audit.verdict import Judgement
 from exhume.commands.tracking import TRACKERS
@@ -45,7 +45,10 @@ console, bars_console = _Plain(), _Plain(stderr=True)
 
 
 def print_scores(scores: Counts) -> None:
-    """Two lines: the sentence, and the counts by threshold with those of the held-out images in brackets."""
+    """Two lines: the sentence, and the counts by threshold with those of the held-out images in brackets.
+
+    A third one says which held-out images are the control, where not all are.
+    """
     beside = scores.held_out > 0
     counts = "  ".join(
         f"{level}: {count}" + (f" ({scores.null[level]})" if beside else "")
@@ -55,6 +58,8 @@ def print_scores(scores: Counts) -> None:
     what = "held-out images" if beside else "no control"
     console.print(f"result        {sentence(scores)}", soft_wrap=True)
     console.print(f"counts        {scores.measure.upper()} {counts}  {papers}  ({what})", soft_wrap=True)
+    if about_control(scores):
+        console.print(f"control       {about_control(scores)}", soft_wrap=True)
 
 
 def print_evidence(scores: Counts) -> None:
