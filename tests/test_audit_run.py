@@ -328,7 +328,9 @@ def test_a_finished_audit_is_not_attacked_again(leaking: Path, folder: Path, mon
     assert record_of(leaking).judgement.verdict == "leaks"
 
 
-def test_other_images_in_the_same_folder_are_counted_anew(problem: Problem, folder: Path, tmp_path: Path) -> None:
+def test_other_images_in_the_same_folder_are_counted_anew(
+    problem: Problem, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--out", tmp_path / "out"]
     audit(*words, "--images", folder / "images.npz", "--mean", folder / "mean.npy")
     again = tmp_path / "again"
@@ -337,6 +339,7 @@ def test_other_images_in_the_same_folder_are_counted_anew(problem: Problem, fold
     data = saved_images(again, problem.images[1::3], problem.labels[1::3], **part)
     with pytest.raises(SystemExit):
         audit(*words, "--images", data, "--mean", folder / "mean.npy")
+    assert "already holds candidates for other images or for another mean image" in capsys.readouterr().err
     audit(*words, "--images", data, "--mean", folder / "mean.npy", "--overwrite")
     record = record_of(tmp_path / "out")
     assert record.judgement.verdict != "leaks"

@@ -391,8 +391,9 @@ def next_steps(
             steps.append("leaked.csv names the images that came out. If they are private, tell those whom they show.")
         if found.start is not None:
             steps.append(
-                "The weights before training were found in the trained ones. Initialise from a secure source or on the "
-                "GPU, do not publish the seed, or train on."
+                "The weights before training were found in the trained ones: all seeds of PyTorch on a CPU can be "
+                "tried, secret ones too. Before you train anew, draw the first weights from another source; the guide "
+                'has the lines for it ("A start that nobody finds").'
             )
         steps.append(DEFEND)
     elif judgement.verdict == "nothing found":
