@@ -339,7 +339,7 @@ def test_other_images_in_the_same_folder_are_counted_anew(
     data = saved_images(again, problem.images[1::3], problem.labels[1::3], **part)
     with pytest.raises(SystemExit):
         audit(*words, "--images", data, "--mean", folder / "mean.npy")
-    assert "already holds candidates for other images or for another mean image" in capsys.readouterr().err
+    assert "already holds candidates for other images, or for another mean image" in capsys.readouterr().err
     audit(*words, "--images", data, "--mean", folder / "mean.npy", "--overwrite")
     record = record_of(tmp_path / "out")
     assert record.judgement.verdict != "leaks"
