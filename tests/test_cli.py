@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -355,6 +356,21 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], comma
         summary = re.sub(r"\s+", " ", said.out).lower()
         assert COMMANDS[command][1].split(",")[0].lower() in summary
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["audit", "train run x", "reconstruct run", "find-start run"])
+def test_help_breaks_lines_only_where_they_are_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    said = capsys.readouterr().out
+    assert "In Python" not in said and "exhume." not in said
+    lines = [line[1:-1].rstrip() for line in said.splitlines() if line.startswith("│")]
+    for line, after in pairwise(lines):
+        if line.startswith(" " * 20) and after.startswith(" " * 20):
+            assert len(line) + 1 + len(after.split()[0]) > 77, line
 
 
 def test_problems_lists_every_row(capsys: pytest.CaptureFixture[str]) -> None:
