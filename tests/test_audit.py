@@ -12,8 +12,9 @@ from torch import Tensor
 
 from exhume import records
 from exhume.audit.matching import match, merge, vote
-from exhume.audit.scores import Counts, Scores, Seconds, score, sentence
+from exhume.audit.scores import Counts, Scores, Seconds, about_control, score, sentence
 from exhume.candidates import Assumptions, Candidates, join
+from exhume.commands.display import print_scores
 from exhume.errors import InputError
 from exhume.metrics import agreement, l2, min_max, ncc, psnr, ssim
 
@@ -233,6 +234,22 @@ def test_a_run_that_diverged_is_scored_and_written(digits: Digits, tmp_path: Pat
     assert scores.per_image[0].candidate == scores.per_image[0].nearest == -1
     records.write(tmp_path / "scores.json", counts(scores))
     assert records.read(tmp_path / "scores.json", Counts) == counts(scores)
+
+
+def test_held_out_images_that_are_not_taken_are_told(digits: Digits, capsys: pytest.CaptureFixture[str]) -> None:
+    images, labels, held_out = digits
+    assert about_control(score(found(images), images, labels, held_out[: len(images)])) == ""
+    more = torch.cat([held_out[: len(images)], held_out.flip(2)[:3]])
+    plain = score(found(images), images, labels, more)
+    many = f"The control is {len(images)} of the {len(images) + 3} held-out images"
+    assert about_control(plain) == f"{many}: as many as there are training images."
+    other = torch.cat([labels[:-2], labels[:1], labels[:1] + 99, labels[:3]])
+    by_class = score(found(images), images, labels, more, held_out_labels=other)
+    assert f"The control is {by_class.held_out} of the {len(more)} held-out images: of each class" in about_control(
+        by_class
+    )
+    print_scores(by_class)
+    assert f"\ncontrol       {about_control(by_class)}\n" in capsys.readouterr().out
 
 
 def test_each_image_is_judged_by_its_own_candidate(digits: Digits) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from exhume.attack.methods import Exhume
 from exhume.checkpoint import Checkpoint
 from exhume.cli import main
-from exhume.commands.audit import Audit
+from exhume.commands.audit import Audit, exit_code
 from exhume.errors import InputError
 from exhume.foreign import layout_of, read_network
 from exhume.networks import NetworkConfig, Task
@@ -232,6 +232,39 @@ def test_without_held_out_images_nothing_is_proven_and_a_pipeline_does_not_pass(
     assert any("--held-out" in step for step in record.next_steps)
 
 
+def test_a_control_of_another_kind_tells_no_membership(
+    problem: Problem, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dim, labels = problem.held_out[::2] / 3, problem.held_out_labels[::2]
+    data = saved_images(tmp_path, problem.images[::3], problem.labels[::3], held_out=dim, held_out_labels=labels)
+    out, network = tmp_path / "out", [f"{folder}/model.py:Net", "--weights", folder / "weights.pt"]
+    audit(*network, "--images", data, "--mean", folder / "mean.npy", "--out", out)
+    record, why = record_of(out), "The held-out images are of another kind than the training images"
+    assert record.judgement.name == "not decided"
+    assert record.membership == [] and record.no_membership.startswith(why)
+    said = capsys.readouterr().out
+    assert f"membership    Not decided: {why}" in said
+    assert "But these" not in said and " tells " not in said
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "was trained on it is not decided" in page and "AUC</th>" not in page
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "codes"),
+    [
+        (["leaks", None, "not decided"], (2, 1, 1)),
+        (["nothing found", None, "not decided"], (2, 2, 2)),
+        (["nothing found", "not decided"], (0, 3, 3)),
+        (["nothing found", "does not apply"], (0, 0, 3)),
+        (["leaks"], (0, 1, 1)),
+    ],
+)
+def test_a_model_that_could_not_be_audited_fails_a_pipeline(
+    verdicts: list[str | None], codes: tuple[int, int, int]
+) -> None:
+    assert tuple(exit_code(verdicts, fail_on) for fail_on in (None, "leaks", "undecided")) == codes
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -295,7 +328,9 @@ def test_a_finished_audit_is_not_attacked_again(leaking: Path, folder: Path, mon
     assert record_of(leaking).judgement.verdict == "leaks"
 
 
-def test_other_images_in_the_same_folder_are_counted_anew(problem: Problem, folder: Path, tmp_path: Path) -> None:
+def test_other_images_in_the_same_folder_are_counted_anew(
+    problem: Problem, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--out", tmp_path / "out"]
     audit(*words, "--images", folder / "images.npz", "--mean", folder / "mean.npy")
     again = tmp_path / "again"
@@ -304,6 +339,7 @@ def test_other_images_in_the_same_folder_are_counted_anew(problem: Problem, fold
     data = saved_images(again, problem.images[1::3], problem.labels[1::3], **part)
     with pytest.raises(SystemExit):
         audit(*words, "--images", data, "--mean", folder / "mean.npy")
+    assert "already holds candidates for other images, or for another mean image" in capsys.readouterr().err
     audit(*words, "--images", data, "--mean", folder / "mean.npy", "--overwrite")
     record = record_of(tmp_path / "out")
     assert record.judgement.verdict != "leaks"

@@ -329,7 +329,10 @@ CONVOLUTIONS = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatte
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (dense((25, 7, 3)).state_dict(), "no chain of dense layers on 24 inputs"),
+        (
+            dense((25, 7, 3)).state_dict(),
+            r"no chain of dense layers on 24 inputs .*: your images have 2 x 4 x 3 = 24 values each, and it takes 25.",
+        ),
         (dense((24, 7, 1)).state_dict(), "1 outputs, which does not fit the task multiclass"),
         (CONVOLUTIONS.state_dict(), r"no chain of dense layers on 24 inputs \(unexpected 0\."),
         ({"0.weight": torch.ones(7, 24), "1.weight": torch.ones(3, 8)}, "no chain of dense layers"),

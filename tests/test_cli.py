@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,12 @@ import torch
 from exhume.attack.methods import METHODS, name_of
 from exhume.checkpoint import load_checkpoint
 from exhume.cli import COMMANDS, main, parse
+from exhume.commands import display
 from exhume.defence.losses import resolve_loss
 from exhume.networks import build
 from exhume.presets import RECONSTRUCTIONS, TRAININGS
 from exhume.problems import PROBLEMS, Selection, load_problem, names_and_summaries
+from exhume.progress import Progress
 from exhume.records import SEAL, provenance, read_tensors
 from exhume.runs.store import FILES
 
@@ -354,6 +358,21 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], comma
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["audit", "train run x", "reconstruct run", "find-start run"])
+def test_help_breaks_lines_only_where_they_are_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    said = capsys.readouterr().out
+    assert "In Python" not in said and "exhume." not in said
+    lines = [line[1:-1].rstrip() for line in said.splitlines() if line.startswith("│")]
+    for line, after in pairwise(lines):
+        if line.startswith(" " * 20) and after.startswith(" " * 20):
+            assert len(line) + 1 + len(after.split()[0]) > 77, line
+
+
 def test_problems_lists_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     main(["problems"])
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -511,6 +530,26 @@ def test_the_results_go_to_one_stream_and_the_progress_to_the_other(
     assert said.err == ""
     main(["report", "run"])
     assert capsys.readouterr().out.strip() == str(Path("run/report.html"))
+
+
+def test_progress_in_a_file_is_a_line_at_the_begin_and_one_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 10.0, *(10.0 + step for step in range(1, 301)), 320.0, 321.0])
+    monkeypatch.setattr(display, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with display.bars() as hear:
+        hear(Progress(stage="reconstruct", step=0, total=300, values={}))
+        assert capsys.readouterr().err == "reconstruct   begins\n"
+        for step in range(1, 301):
+            hear(Progress(stage="reconstruct", step=step, total=300, values={"residual": 0.5}))
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 5
+        assert lines[0] == "reconstruct   20%, 60 s, about 240 s left  residual 5.00e-01"
+        hear(Progress(stage="all seeds", step=1, total=5, values={"seconds_left": 90.0, "passed": 0.0}))
+        assert capsys.readouterr().err == "all seeds     begins, about 90 s left\n"
+    end = capsys.readouterr().err.splitlines()
+    assert end[0] == "reconstruct   100%, 300 s  residual 5.00e-01"
+    assert end[1].startswith("all seeds     20%, 0 s, about 90 s left")
 
 
 def test_a_centre_is_an_image_of_the_checkpoints_shape(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,11 @@ import csv
 import re
 from pathlib import Path
 
+import numpy
 import torch
+from torch import nn
 
+import exhume
 from exhume import NetworkConfig, Selection, TrainingConfig, load_problem, reconstruct, train
 from exhume.attack.search import Method
 from exhume.cli import main
@@ -39,6 +42,23 @@ def test_the_cells_of_the_guide_are_cells(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [(row["neurons"], row["images"]) for row in rows] == [("50", "50"), ("200", "50")]
     assert int(rows[1]["recovered"]) > int(rows[1]["null"])
+
+
+def test_the_lines_for_a_secret_start_leave_nothing_to_find() -> None:
+    shown = re.search(
+        r"<!-- secret start -->\n```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.DOTALL
+    )
+    assert shown is not None
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 3))
+    found = exhume.find_start(network, exhume.StartSearch(ways=("likely-seeds",), seeds=(0,)))
+    assert found.start is not None and found.start.seed == 0
+    before = [p.detach().clone() for p in network.parameters()]
+    exec(shown[1], {"network": network, "numpy": numpy, "torch": torch})
+    for old, new in zip(before, network.parameters(), strict=True):
+        assert new.dtype == old.dtype and new.detach().abs().max() <= old.abs().max() + 1e-6
+    weights = {name: value for name, value in network.state_dict().items() if name.endswith("weight")}
+    assert exhume.find_start(weights, exhume.StartSearch(ways=("likely-seeds",), seeds=(0,))).start is None
 
 
 def test_every_link_within_the_pages_is_there() -> None:

@@ -56,7 +56,7 @@ def test_images_without_classes(tmp_path: Path) -> None:
     assert "7 of unknown class" in load_images(tmp_path / "flat").source
 
 
-@pytest.mark.parametrize("control", ["held_out", "test", "val", "validation"])
+@pytest.mark.parametrize("control", ["held_out", "held", "test", "val", "validation"])
 def test_a_part_that_is_named_as_held_out_is_the_control(tmp_path: Path, control: str) -> None:
     for seed, (part, counts) in enumerate({"train": (3, 5), control: (2, 1)}.items()):
         for label, count in zip("ab", counts, strict=True):
@@ -187,6 +187,7 @@ def test_images_that_a_published_data_set_holds_twice_are_left_out_of_the_contro
     mine = load_images("mnist-digits", selection=selection)
     assert torch.equal(mine.held_out, problem.held_out[1:])
     assert (len(mine.held_out_names), mine.held_out_names[0]) == (19, "held-out image 1")
+    assert mine.notes == ("1 held-out image that is a training image too was left out.",)
 
 
 def test_a_change_of_the_images_or_of_the_control_shows(tmp_path: Path, uneven: Path) -> None:
@@ -195,6 +196,32 @@ def test_a_change_of_the_images_or_of_the_control_shows(tmp_path: Path, uneven: 
     beside = load_images(uneven, held_out=tmp_path / "new").fingerprint
     (uneven / "cat" / "3.png").unlink()
     assert len({before, beside, load_images(uneven).fingerprint}) == 3
+
+
+# ---- What is said of them
+
+
+def test_folders_that_are_not_read_are_named(uneven: Path, tmp_path: Path) -> None:
+    for part, seed in (("train", 60), ("held", 61), ("never", 62)):
+        write(tmp_path / "letters" / part / "a", pixels(4, seed))
+    mine = load_images(tmp_path / "letters")
+    assert (len(mine.images), len(mine.held_out)) == (4, 4)
+    assert mine.notes == ("letters holds never too, which is not read: only train and held are.",)
+    assert mine.source.endswith("; 4 held-out images, held out by the data set. " + mine.notes[0].removesuffix("."))
+    assert load_images(uneven).notes == ()
+
+
+def test_arrays_that_are_not_read_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "own.npz", images=pixels(5, 0), targets=np.arange(5), x_val=pixels(2, 1))
+    note = "own.npz holds targets, x_val too, which are not read: only images is."
+    assert load_images(tmp_path / "own.npz").notes == (note,)
+
+
+def test_repeats_are_counted(tmp_path: Path) -> None:
+    images = pixels(5, 0)
+    np.savez(tmp_path / "own.npz", images=images[[0, 1, 2, 0, 0, 3, 4]])
+    mine = load_images(tmp_path / "own.npz")
+    assert mine.notes == ("2 of your 7 images are repeats of another one, and counted all the same.",)
 
 
 # ---- What cannot be used
@@ -236,7 +263,7 @@ def test_what_is_no_set_of_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"There is no .*nowhere"):
         load_images(tmp_path / "nowhere")
     np.savez(tmp_path / "own.npz", pictures=pixels(5, 0), answers=np.arange(5))
-    with pytest.raises(InputError, match=r"holds pictures, answers; the images are looked for under images"):
+    with pytest.raises(InputError, match=r"holds pictures, answers; the images are .* images, x_train, X or x, and"):
         load_images(tmp_path / "own.npz")
     np.savez(tmp_path / "own.npz", images=pixels(5, 0), labels=np.arange(4))
     with pytest.raises(InputError, match="images holds 5 images and labels 4 labels"):

@@ -396,3 +396,17 @@ def test_the_page_says_what_was_explained(made: Made) -> None:
         assert f"Do your images explain {said}?" in page.text
         assert title(page).endswith(f"came out of {said}")
         assert f"The share is how much of {said} the image accounts for." in page.text
+
+
+def test_what_the_control_cannot_tell_is_said(made: Made) -> None:
+    audit = make_audit(made.folder)
+    assert "not told apart" not in page_of(made.folder).text
+    assert "The control is" not in page_of(made.folder).text
+    chance = replace(audit.membership[0], p_value=0.7)
+    audited(made, membership=[chance])
+    scored(made, lambda scores: replace(scores, given=scores.held_out + 4))
+    text = page_of(made.folder).text
+    assert "Training and held-out images are not told apart" in text
+    assert re.search(r"The control is \d+ of the \d+ held-out images: as many as there are training images", text)
+    audited(made, membership=[], no_membership="They are of another kind.")
+    assert "is not decided. They are of another kind." in page_of(made.folder).text

@@ -392,8 +392,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def audit_all(models: Path, out: Path, *words: str) -> None:
+    """One of the models is broken, and so the command ends with 2."""
     images = ["--images", "mnist-digits", "--data-dir", "installed"]
-    main(["audit", "--all", str(models), "--out", str(out), *images, *MODELS, *words])
+    with pytest.raises(SystemExit) as ended:
+        main(["audit", "--all", str(models), "--out", str(out), *images, *MODELS, *words])
+    assert ended.value.code == 2
 
 
 @pytest.mark.usefixtures("far")
@@ -408,7 +411,9 @@ def test_all_models_of_a_folder_are_audited_everywhere_alike_and_once(
     assert [row["model"] for row in rows] == ["broken.pt", "later/two.pt", "one.pt"]
     assert "broken.pt is no plain state dict" in rows[0]["status"] and rows[0]["verdict"] == ""
     assert rows[1]["verdict"] and rows[1]["images"] == "20"
-    assert said[-1] == f"table         {tmp_path}/here/table.csv"
+    assert said[-2] == f"table         {tmp_path}/here/table.csv"
+    assert said[-1] == "not audited   1 of 3 models: broken.pt. The status says why."
+    assert "held-out" in rows[1] and "null" not in rows[1]
     assert {path.name for path in (tmp_path / "far").iterdir()} == {"later-two", "one", "table.csv"}
     assert (tmp_path / "far" / "later-two" / "report.html").exists()
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "here").rglob("*.json")}

@@ -8,9 +8,10 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any, get_args
 
 from exhume.errors import InputError
 
@@ -149,11 +150,30 @@ def parse(argv: Sequence[str]) -> Any:
     tyro: Any = importlib.import_module("tyro")
     module = importlib.import_module(f"exhume.commands.{COMMANDS[name][0]}")
     kind = getattr(module, "".join(map(str.capitalize, name.split("-"))))
+    if {"-h", "--help"} & set(argv):
+        _join_lines(kind)
     words = {"args": argv[1:], "prog": f"exhume {name}", "config": (tyro.conf.FlagCreatePairsOff,)}
     if hasattr(kind, "before"):
         return tyro.cli(kind, default=kind.before(argv[1:]), **words)
     command = tyro.cli(kind, **words)
     return tyro.cli(kind, default=command.defaults(), **words) if hasattr(command, "defaults") else command
+
+
+def _join_lines(kind: Any) -> None:
+    """Gives tyro the fields' docstrings as one line each.
+
+    It removes line breaks before it removes the indentation, and keeps those before a line that begins with no letter.
+    """
+    docstring_parser: Any = importlib.import_module("docstring_parser")
+    arg: Any = importlib.import_module("tyro").conf.arg
+    told = {entry.arg_name: entry.description for entry in docstring_parser.parse_from_object(kind).params}
+    for field in fields(kind):
+        for part in get_args(field.type):
+            if is_dataclass(part):
+                _join_lines(part)
+        if told.get(field.name):
+            whole = arg(help=" ".join(told[field.name].split()))
+            kind.__annotations__[field.name] = Annotated[field.type, whole]
 
 
 def _command_name(argv: Sequence[str]) -> str:

@@ -32,8 +32,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class NetworkConfig:
     """Which network to train.
 
-    In Python:
-
+    Example:
         exhume.train(problem, network=exhume.NetworkConfig(widths=(500,)))
     """
 

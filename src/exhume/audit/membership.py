@@ -2,7 +2,7 @@
 seen, and an attacker must already hold the image that he asks about."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,11 @@ def membership(signals: Mapping[str, tuple[Float[Tensor, " n"], Float[Tensor, " 
     return sorted(found, key=lambda one: -one.auc)
 
 
+def tells_apart(found: Sequence[Membership]) -> bool:
+    """Whether the best of the signals tells training images from others, corrected for how many were tried."""
+    return bool(found) and len(found) * found[0].p_value < SIGNIFICANT
+
+
 def membership_sentence(found: Membership, tried: int = 1) -> str:
     """Says in one sentence what a signal tells, as membership and not as reconstruction.
 
@@ -74,17 +79,16 @@ def membership_sentence(found: Membership, tried: int = 1) -> str:
     """
     p_value, at = min(1.0, tried * found.p_value), f"{found.auc_interval.low:.2f} to {found.auc_interval.high:.2f}"
     power = f"{found.true_positives:.0%} of the training images at {found.false_positives:.2g} false positives"
-    told = (
-        f"Membership (no image is reconstructed): {found.signal} tells training from held-out images with AUC "
-        f"{found.auc:.2f} ({at}), {power}"
-    )
+    told, best = "Membership (no image is reconstructed)", "" if tried == 1 else f", the best of {tried} signals,"
+    if p_value >= SIGNIFICANT:
+        return (
+            f"{told}: training and held-out images are not told apart. {found.signal.capitalize()}{best} has AUC "
+            f"{found.auc:.2f} ({at}; 0.5 is guessing), and chance gives as much: p = {p_value:.2g}."
+        )
+    told += f": {found.signal} tells training from held-out images with AUC {found.auc:.2f} ({at}), {power}"
     if found.smallest > FALSE_POSITIVES:
         told += f" (with {found.others} held-out images no share between 0 and {found.smallest:.2g} can be seen)"
-    return (
-        f"{told}; p = {p_value:.1g}."
-        if p_value < SIGNIFICANT
-        else f"{told}; chance would give as much, p = {p_value:.2g}."
-    )
+    return f"{told}; p = {p_value:.1g}."
 
 
 def _membership(name: str, members: Float[Tensor, " n"], others: Float[Tensor, " k"]) -> Membership:

@@ -113,7 +113,8 @@ class Picked:
 class Counts:
     """How many training images came out, and how many would have by chance: all of `Scores` that is a record.
 
-    measure: "ncc", or "agreement" for points; images, held_out, candidates: how many there were of each; recovered:
+    measure: "ncc", or "agreement" for points; images, held_out, candidates: how many were compared of each; given: how
+    many held-out images there were, of which the control was taken (`control_rows`; None: not recorded); recovered:
     images whose one-to-one candidate reaches the similarity "0.7", "0.8", "0.9", "0.95"; null: the same counts for the
     held-out images, unscaled where they are fewer; null_perfect: what null would be if the training images themselves
     were the candidates: so many held-out images resemble them (null is to be read beside it; it is no bound);
@@ -154,6 +155,7 @@ class Counts:
     ssim: Ssim
     per_image: list[ImageScore]
     seconds: Seconds
+    given: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +240,7 @@ def score(
         ssim=_papers_ssim(candidates, images, control),
         per_image=_per_image(candidates, images, labels, matches),
         seconds=seconds or Seconds(),
+        given=len(held_out),
         matches=matches,
         control=control,
         control_matches=control_matches,
@@ -277,12 +280,28 @@ SUSPICION = (
 )
 
 
-ANOTHER = "But these are of another kind than the training images, so they are no control"
+ANOTHER = "The held-out images are of another kind than the training images, so they are no control"
 
 
 def is_another_kind(scores: Counts) -> bool:
     """Whether the held-out images are of another kind than the training images, so that they are no control."""
     return scores.p_kind is not None and scores.p_kind <= ANOTHER_KIND
+
+
+def about_control(scores: Counts) -> str:
+    """How many of the held-out images are the control, and why not all, in a sentence; "" where all are."""
+    if not scores.held_out or scores.given in (None, scores.held_out):
+        return ""
+    each = "of each class as many as there are training images of it, or all if there are fewer"
+    why = "as many as there are training images" if scores.held_out == scores.images else each
+    return f"The control is {scores.held_out} of the {scores.given} held-out images: {why}."
+
+
+def no_control(scores: Counts) -> str:
+    """Why the held-out images are no control, in a sentence; "" where they are one, or none were given."""
+    if is_another_kind(scores):
+        return f"{ANOTHER} (nearest neighbours, p = {scores.p_kind:.1g})."
+    return SUSPICION if is_suspect(scores) else ""
 
 
 def is_suspect(scores: Counts) -> bool:

@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from exhume.attack.methods import Exhume
 from exhume.audit.membership import membership_sentence
 from exhume.audit.readability import Fate
-from exhume.audit.verdict import NOT_DECIDED
+from exhume.audit.verdict import MOST_NAMED, NOT_DECIDED
 from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.commands.display import bars, bars_console, console, print_picked, print_scores, print_verdict
 from exhume.commands.normalising import load_numbers
@@ -38,8 +38,8 @@ from exhume.runs.store import FILES
 from exhume.runs.tables import Row, table_csv, table_text
 from exhume.tuning.workers import choose_workers
 
-LEAKS, UNDECIDED = 1, 3
-"""Exit codes with --fail-on: the network leaks; whether it does is not known."""
+LEAKS, UNREAD, UNDECIDED = 1, 2, 3
+"""Exit codes: with --fail-on the network leaks, and whether it does is not known; a model could not be audited."""
 FOUND = FILES["start"][1]
 """The file of the weights that a search for the start has found."""
 OF_IMAGES = "images"
@@ -55,7 +55,7 @@ class Audit:
     folder with one such file, or model.py:name for your own code that makes it. With --all it may be left out."""
     all: Path | None = None
     """Audit each model file in this folder and beneath it, and write one table of all. With model.py:name the files are
-    the weights."""
+    the weights. The exit code is 2 if one could not be audited."""
     images: str
     """Its training images: a folder with a folder for each class (or with images alone), an .npz file, a .py file with
     load(), or the name of a problem."""
@@ -102,7 +102,7 @@ class Audit:
     fail_on: Literal["leaks", "undecided"] | None = None
     """For a pipeline. leaks: end with exit code 1 if it leaks, and with 3 if the images cannot decide that (no control,
     or none that is one). undecided: with 3 also if the method does not apply, so that only nothing found passes.
-    Without: 0, whatever the verdict."""
+    Without: 0, whatever the verdict. With --all, 2 if a model could not be audited (1 if another leaks)."""
     json: bool = False
     """Print audit.json instead of sentences."""
     workers: int = 1
@@ -121,6 +121,8 @@ class Audit:
     def __call__(self) -> None:
         use_threads(self.threads)
         mine = load_images(self.images, held_out=self.held_out, split=self.split, selection=self.selection)
+        for note in mine.notes:  # before the minutes that the audit takes
+            bars_console.print(f"images        {note}", soft_wrap=True)
         verdicts = self._of_all(mine, self.all) if self.all is not None else [self._of_one(mine)]
         code = exit_code(verdicts, self.fail_on)
         if code:
@@ -156,8 +158,8 @@ class Audit:
             _show(record, read_record(folder / "scores.json", ScoresRecord), folder, page)
         return record.judgement.name
 
-    def _of_all(self, mine: OwnedImages, models: Path) -> list[str]:
-        """The verdicts on the models in a folder, after their table."""
+    def _of_all(self, mine: OwnedImages, models: Path) -> list[str | None]:
+        """The verdicts on the models in a folder, after their table; None: it could not be audited."""
         if self.weights is not None or self.json:
             raise InputError("--weights and --json are for one model, not for --all.")
         if self.model is not None and ".py:" not in self.model:
@@ -281,12 +283,15 @@ def _is_real(mine: OwnedImages) -> bool:
     return mine.labels is not None and mine.labels.is_floating_point() and bool((mine.labels % 1).any())
 
 
-def exit_code(verdicts: Iterable[str], fail_on: str | None) -> int:
-    """That of an audit, by the names of its verdicts and --fail-on."""
-    if fail_on is None:
-        return 0
-    open_ones = {NOT_DECIDED} if fail_on == "leaks" else {NOT_DECIDED, "does not apply"}
-    return LEAKS if "leaks" in verdicts else UNDECIDED if open_ones & set(verdicts) else 0
+def exit_code(verdicts: Iterable[str | None], fail_on: str | None) -> int:
+    """That of an audit, by the names of its verdicts (None: a model could not be audited) and --fail-on."""
+    found = set(verdicts)
+    if fail_on is not None and "leaks" in found:
+        return LEAKS
+    if None in found:
+        return UNREAD
+    open_ones = {None: set(), "leaks": {NOT_DECIDED}}.get(fail_on, {NOT_DECIDED, "does not apply"})
+    return UNDECIDED if open_ones & found else 0
 
 
 def _stem(model: str) -> str:
@@ -338,8 +343,8 @@ def _audit_one(
     return audit_row(folder)
 
 
-def _show_all(rows: Sequence[Row], out: Path) -> list[str]:
-    """Writes and prints the table of all models; returns the verdicts.
+def _show_all(rows: Sequence[Row], out: Path) -> list[str | None]:
+    """Writes and prints the table of all models; returns the verdicts, None where there is none.
 
     Raises:
         InputError: there is none.
@@ -347,10 +352,13 @@ def _show_all(rows: Sequence[Row], out: Path) -> list[str]:
     replace_file(out / "table.csv", table_csv(rows).encode())
     console.print(table_text(rows), soft_wrap=True)
     _line("table", str(out / "table.csv"))
-    verdicts = [str(row["verdict"]) for row in rows if row.get("verdict")]
-    if not verdicts:
+    unread = [row for row in rows if not row.get("verdict")]
+    if len(unread) == len(rows):
         raise InputError(f"No model could be audited. {rows[0]['model']}: {rows[0]['status']}")
-    return verdicts
+    if unread:
+        of, named = f"{len(unread)} of {len(rows)}", ", ".join(str(row["model"]) for row in unread[:MOST_NAMED])
+        _line("not audited", f"{of} models: {named}{', ...' * (len(unread) > MOST_NAMED)}. The status says why.")
+    return [str(row["verdict"]) if row.get("verdict") else None for row in rows]
 
 
 def _show(record: AuditRecord, scores: ScoresRecord, folder: Path, page: Path) -> None:
@@ -371,6 +379,8 @@ def _show(record: AuditRecord, scores: ScoresRecord, folder: Path, page: Path) -
         _line("you can see", sentence)
     if record.membership:
         _line("membership", membership_sentence(record.membership[0], tried=len(record.membership)))
+    if record.no_membership:
+        _line("membership", f"Not decided: {record.no_membership}")
     for row in record.defences:
         _line("defence", _defence_sentence(row))
     for step in record.next_steps:

@@ -1,9 +1,11 @@
 """What the commands show: progress bars, and what came of a stage."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from rich.progress import (
 )
 
 from exhume.attack.find_start import Evidence
-from exhume.audit.scores import HEADLINE, Counts, Picked, sentence
+from exhume.audit.scores import HEADLINE, Counts, Picked, about_control, sentence
 from exhume.audit.significance import Interval
 from exhume.audit.verdict import Judgement
 from exhume.commands.tracking import TRACKERS
@@ -42,10 +44,15 @@ class _Plain(Console):
 
 
 console, bars_console = _Plain(), _Plain(stderr=True)
+EVERY = 60.0
+"""Seconds between two lines of progress in a file."""
 
 
 def print_scores(scores: Counts) -> None:
-    """Two lines: the sentence, and the counts by threshold with those of the held-out images in brackets."""
+    """Two lines: the sentence, and the counts by threshold with those of the held-out images in brackets.
+
+    A third one says which held-out images are the control, where not all are.
+    """
     beside = scores.held_out > 0
     counts = "  ".join(
         f"{level}: {count}" + (f" ({scores.null[level]})" if beside else "")
@@ -55,6 +62,8 @@ def print_scores(scores: Counts) -> None:
     what = "held-out images" if beside else "no control"
     console.print(f"result        {sentence(scores)}", soft_wrap=True)
     console.print(f"counts        {scores.measure.upper()} {counts}  {papers}  ({what})", soft_wrap=True)
+    if about_control(scores):
+        console.print(f"control       {about_control(scores)}", soft_wrap=True)
 
 
 def print_evidence(scores: Counts) -> None:
@@ -141,7 +150,66 @@ def progress_display(run: Path, tracker: str | None) -> Iterator[ProgressCallbac
 
 @contextmanager
 def bars() -> Iterator[ProgressCallback]:
-    """A progress bar for each stage, on standard error."""
+    """A progress bar for each stage, on standard error; a few lines where that is no terminal but a file."""
+    with _drawn() if bars_console.is_terminal else _lines() as hear:
+        yield hear
+
+
+@contextmanager
+def _lines() -> Iterator[ProgressCallback]:
+    """A line as a stage begins, after that one a minute at most; how far each came at the end."""
+    stages, told = dict[str, _Stage](), time.monotonic()
+
+    def hear(event: Event) -> None:
+        nonlocal told
+        now, name = time.monotonic(), event.stage.partition("-")[0]
+        new = name not in stages
+        before = _Stage(first=event, began=now, last=event, at=now) if new else stages[name]
+        stage = stages[name] = replace(before, last=event, at=now)
+        if new or now - told >= EVERY:
+            line = f"{name:14}begins{stage.estimate}" if new else stage.sentence
+            bars_console.print(line, soft_wrap=True)
+            told = now
+
+    try:
+        yield hear
+    finally:
+        for stage in stages.values():
+            bars_console.print(stage.sentence, soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """A stage under way: what was first told of it, and last, with the times."""
+
+    first: Event
+    began: float
+    last: Event
+    at: float
+
+    @property
+    def estimate(self) -> str:
+        """How long it will still take, where that is known and not over."""
+        seconds, done = self.last.values.get("seconds_left"), self.last.step - self.first.step
+        if seconds is None and done > 0:
+            seconds = (self.at - self.began) * (self.last.total - self.last.step) / done
+        return f", about {seconds:.0f} s left" if seconds else ""
+
+    @property
+    def sentence(self) -> str:
+        share = self.last.step / self.last.total if self.last.total else 1.0
+        values = "".join(f"  {name} {value:.2e}" for name, value in _told(self.last).items())
+        return f"{self.last.stage:14}{share:.0%}, {self.at - self.began:.0f} s{self.estimate}{values}"
+
+
+def _told(event: Event) -> dict[str, float]:
+    """The figures of the moment, without the time that is left, which is told otherwise."""
+    return {name: value for name, value in event.values.items() if name != "seconds_left"}
+
+
+@contextmanager
+def _drawn() -> Iterator[ProgressCallback]:
+    """A progress bar for each stage."""
     name = TextColumn("{task.description:12}", markup=False)
     columns = (name, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     left, values_column = TimeRemainingColumn(), TextColumn("{task.fields[values]}", markup=False)
@@ -149,8 +217,7 @@ def bars() -> Iterator[ProgressCallback]:
         tasks: dict[str, Any] = {}
 
         def hear(event: Event) -> None:
-            told = {name: value for name, value in event.values.items() if name != "seconds_left"}  # the bar shows it
-            values = "  ".join(f"{name} {value:.2e}" for name, value in told.items())
+            values = "  ".join(f"{name} {value:.2e}" for name, value in _told(event).items())
             stage = event.stage.partition("-")[0]  # trial-1, trial-2, ... share a bar
             if stage not in tasks:
                 tasks[stage] = display.add_task(event.stage, total=event.total, values=values)

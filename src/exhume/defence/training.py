@@ -27,8 +27,7 @@ from exhume.progress import Progress, ProgressCallback, no_op
 class TrainingConfig:
     """How to train.
 
-    In Python:
-
+    Example:
         exhume.train(problem, exhume.TrainingConfig(epochs=500, lr=0.1))
     """
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,6 +26,8 @@ from exhume.networks import ACTIVATIONS, NetworkConfig, Shape, Task
 
 LAYOUTS = ("chw", "hwc")
 CHANNELS = ("rgb", "bgr")
+MOST_NAMED = 5
+"""Names of a file that a sentence lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +217,7 @@ def _made(path: Path, name: str) -> nn.Module:
         spec.loader.exec_module(code)
         made = getattr(code, name, None)
         if made is None:
-            raise InputError(f"{path} has no {name}.")
+            raise InputError(f"{path} has no {name}{_made_there(code)}.")
         module: Any = made() if callable(made) and not isinstance(made, nn.Module) else made
     except InputError:
         raise
@@ -225,6 +228,23 @@ def _made(path: Path, name: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise InputError(f"{name} in {path} gives a {type(module).__name__} and no nn.Module.")
     return module
+
+
+def _made_there(code: ModuleType) -> str:
+    """What a user's file defines that may make a network, in words."""
+    own = [
+        name
+        for name, value in vars(code).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == code.__name__ and callable(value)
+    ]
+    own += [name for name, value in vars(code).items() if isinstance(value, nn.Module)]
+    return f"; it has {_some(own)}" if own else " and nothing else that makes a network"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more}"
 
 
 def _same_values(one: nn.Module, other: nn.Module) -> bool:
@@ -243,7 +263,11 @@ def _load(module: nn.Module, path: Path) -> list[str]:
     known = {name: tensor for name, tensor in tensors.items() if name in own}
     missing = [name for name in own if name not in known and not name.endswith("num_batches_tracked")]
     if missing or not known:
-        raise InputError(f"{path} holds no {(missing or ['weights'])[0]}, which the network has.")
+        lacks = (missing or ["weights"])[0]
+        raise InputError(
+            f"{path} holds no {lacks}, which the network has; it holds {_some(list(tensors)) or 'nothing'}. "
+            "Is it the right class, or the right file?"
+        )
     odd = [name for name, tensor in known.items() if tensor.shape != own[name].shape]
     if odd:
         sizes = f"{tuple(known[odd[0]].shape)}, not {tuple(own[odd[0]].shape)}"
@@ -376,7 +400,7 @@ def _asked(given: _Given, layout: str) -> tuple[Tensor | None, Tensor | None]:
 
 def _of_state(state: StateDict, path: Path, given: _Given, classes: Sequence[str] | None) -> ForeignNetwork:
     shape, notes = given.shape, list(state.notes)
-    chain = read_chain(state.tensors, shape[0] * shape[1] * shape[2], str(path), ordered=state.ordered)
+    chain = read_chain(state.tensors, shape, str(path), ordered=state.ordered)
     notes += chain.notes
     layout = given.layout
     if layout is None:

@@ -1,5 +1,6 @@
 """A state dict without its network's code becomes the chain of dense layers that its shapes tell."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from exhume.errors import InputError
+from exhume.networks import Shape
 
 PREFIXES = ("module.", "_orig_mod.", "_module.", "model.")
 """What training puts before all names: several GPUs, compilation, private gradients, Lightning."""
@@ -67,8 +69,8 @@ def without_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
         removed += prefix
 
 
-def read_chain(tensors: Mapping[str, Tensor], inputs: int, where: str, *, ordered: bool = True) -> Chain:
-    """The one chain of dense layers on so many inputs that the tensors can be.
+def read_chain(tensors: Mapping[str, Tensor], shape: Shape, where: str, *, ordered: bool = True) -> Chain:
+    """The one chain of dense layers on images of a shape that the tensors can be.
 
     Args:
         where: what to call the file in a sentence.
@@ -77,6 +79,7 @@ def read_chain(tensors: Mapping[str, Tensor], inputs: int, where: str, *, ordere
     Raises:
         InputError: it is something else, or there is more than one reading.
     """
+    inputs = math.prod(shape)
     if any("lora_" in name.lower() for name in tensors):
         raise InputError(
             f"{where} is a LoRA adapter and no network; merge it into its network (`merge_and_unload()`) and save that."
@@ -99,7 +102,7 @@ def read_chain(tensors: Mapping[str, Tensor], inputs: int, where: str, *, ordere
         odd = sorted([*many, *beside.odd])[0]
         hint = f"; {GIVE_CODE}" if weights or any(found[name].ndim == 4 for name in many) else ""
         raise InputError(f"{where} holds no chain of dense layers on {inputs} inputs (unexpected {odd}){hint}.")
-    order, transposed = _in_order(weights, inputs, where, chain, kernels=kernels)
+    order, transposed = _in_order(weights, shape, where, chain, kernels=kernels)
     if transposed:
         notes.append("The weights are read as [inputs, outputs], as Keras and JAX save them.")
     if ordered and list(order) != list(weights):
@@ -215,10 +218,10 @@ def _is_count(name: str, tensor: Tensor) -> bool:
 
 
 def _in_order(
-    weights: Mapping[str, Tensor], inputs: int, where: str, chain: str, *, kernels: bool
+    weights: Mapping[str, Tensor], shape: Shape, where: str, chain: str, *, kernels: bool
 ) -> tuple[list[str], bool]:
     """The weights' names in the order of their work, and whether they are [in, out]."""
-    ways = (True, False) if kernels else (False, True)
+    ways, inputs = (True, False) if kernels else (False, True), math.prod(shape)
     for transposed in ways if weights else ():
         sizes = {name: tuple(w.shape) if transposed else tuple(w.shape)[::-1] for name, w in weights.items()}
         if _chains(list(sizes.values()), inputs):
@@ -230,7 +233,17 @@ def _in_order(
             return orders[0], transposed
         if orders:
             raise InputError(f"{where} can be read as several chains of dense layers ({chain}); {GIVE_CODE}.")
-    raise InputError(f"{where} holds no chain of dense layers on {inputs} inputs ({chain}).")
+    raise InputError(f"{where} holds no chain of dense layers on {inputs} inputs ({chain}){_taken(weights, shape)}.")
+
+
+def _taken(weights: Mapping[str, Tensor], shape: Shape) -> str:
+    """How many values a chain takes that is one, but on other images, beside those of the images; "" if it is none."""
+    for transposed in (False, True):
+        sizes = [tuple(w.shape) if transposed else tuple(w.shape)[::-1] for w in weights.values()]
+        if sizes and _chains(sizes, sizes[0][0]):
+            each = " x ".join(str(side) for side in (shape if shape[0] > 1 else shape[1:]))
+            return f": your images have {each} = {math.prod(shape)} values each, and it takes {sizes[0][0]}"
+    return ""
 
 
 def _chains(sizes: Sequence[tuple[int, ...]], inputs: int) -> bool:

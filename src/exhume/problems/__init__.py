@@ -41,8 +41,7 @@ INSTALLED = "installed"
 class Selection:
     """Which part of a data set is trained on.
 
-    In Python:
-
+    Example:
         exhume.load_problem("mnist-digits", exhume.Selection(per_class=5))
     """
 

@@ -22,7 +22,7 @@ from exhume.problems.image_folder import image_files, read_images, visible_folde
 
 Split = Literal["half", "rest"]
 TRAINING = ("train", "training")
-HELD_OUT = ("held_out", "held-out", "test", "val", "validation")
+HELD_OUT = ("held_out", "held-out", "heldout", "held", "test", "val", "valid", "validation")
 """Names of the folders of a data set that hold its two parts."""
 KEYS = (("x_train", "y_train"), ("images", "labels"), ("X", "y"), ("X", "Y"), ("x", "y"))
 HELD_OUT_KEYS = (("x_test", "y_test"), ("held_out", "held_out_labels"))
@@ -32,6 +32,8 @@ OWN = ("image-folder", "npz")
 SAME_IMAGE = 0.999
 """NCC from which a held-out image is a training image, saved anew perhaps. Of 5,000 digits and of 200 faces no
 two come nearer than 0.983."""
+MOST_NAMED = 5
+"""Folders or arrays that a note lists."""
 ROWS = 500
 """Training images that are compared with all held-out ones at once."""
 
@@ -43,7 +45,8 @@ class OwnedImages:
     images: [n, c, h, w] in [0, 1]; labels: [n], class indices (real targets for regression), None where they are not
     known; names: of each image, its file or its row of an array; held_out, held_out_labels: the same for the control,
     of no images (k = 0) where none were given; classes: their names, empty where they are not known; task: None where
-    the classes do not tell it; source: where the images came from, how many of each, and which is the control.
+    the classes do not tell it; source: where the images came from, how many of each, and which is the control; notes:
+    what was left out or looks odd, a sentence each, which the source says too.
 
         mine = exhume.load_images("photographs")
         print(mine.source, mine.names[0], len(mine.held_out))
@@ -59,6 +62,7 @@ class OwnedImages:
     classes: tuple[str, ...]
     task: Task | None
     source: str
+    notes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -70,12 +74,16 @@ class OwnedImages:
 
 
 class _Part(NamedTuple):
-    """Images as they are stored, their labels (None: not known; real targets have no classes), the names of both."""
+    """Images as they are stored, their labels (None: not known; real targets have no classes), the names of both.
+
+    notes: what lies beside them and was not read.
+    """
 
     images: Shaped[Tensor, "n c h w"]
     labels: Shaped[Tensor, " n"] | None
     names: tuple[str, ...]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load_images(
@@ -125,7 +133,17 @@ def load_images(
             raise InputError(f"{place} holds held-out images of its own; give them in one place only.")
         owned = _with_held_out(owned, Path(held_out))
     _check(owned)
-    return owned
+    return _with_notes(owned)
+
+
+def _with_notes(owned: OwnedImages) -> OwnedImages:
+    """With a note on images that are there more than once, and all notes in the source."""
+    repeats = len(owned.images) - len({hashlib.blake2b(image.tobytes()).digest() for image in owned.images.numpy()})
+    notes = owned.notes
+    if repeats:
+        are = "is a repeat" if repeats == 1 else "are repeats"
+        notes += (f"{repeats} of your {len(owned.images)} images {are} of another one, and counted all the same.",)
+    return replace(owned, notes=notes, source=". ".join([owned.source, *notes]).removesuffix("."))
 
 
 def _of_problem(problem: Problem) -> OwnedImages:
@@ -161,8 +179,20 @@ def _read_folder(folder: Path) -> tuple[_Part, _Part | None]:
     training = [folder / name for name in TRAINING if (folder / name).is_dir()]
     if not training:
         return _images_in(folder), None
-    control = [_images_in(folder / name) for name in HELD_OUT if (folder / name).is_dir()]
-    return _images_in(training[0]), _joined(control) if control else None
+    held_out = [folder / name for name in HELD_OUT if (folder / name).is_dir()]
+    control = [_images_in(part) for part in held_out]
+    used = [training[0].name, *(part.name for part in held_out)]
+    others = [path.name for path in (*visible_folders(folder), *image_files(folder)) if path.name not in used]
+    return _images_in(training[0])._replace(notes=_unread(folder, others, used)), _joined(control) if control else None
+
+
+def _unread(place: Path, others: Sequence[str], used: Sequence[str]) -> tuple[str, ...]:
+    """A note on what lies beside the images and is not read, in a tuple; () where nothing does."""
+    if not others:
+        return ()
+    named = f"{', '.join(others[:MOST_NAMED])}{', ...' * (len(others) > MOST_NAMED)}"
+    read = f"{', '.join(used[:-1])} and {used[-1]} are" if len(used) > 1 else f"{used[0]} is"
+    return (f"{place.name} holds {named} too, which {'is' if len(others) == 1 else 'are'} not read: only {read}.",)
 
 
 def _images_in(folder: Path) -> _Part:
@@ -195,9 +225,16 @@ def _read_npz(path: Path) -> tuple[_Part, _Part | None]:
     keys = next((pair for pair in (*labelled, *KEYS) if pair[0] in arrays), None)
     if keys is None:
         held = ", ".join(names) or "nothing"
-        raise InputError(f"{path} holds {held}; the images are looked for under images, x_train or X.")
+        raise InputError(
+            f"{path} holds {held}; the images are looked for under images, x_train, X or x, and their labels under "
+            "labels, y_train, y or Y."
+        )
     control = next((pair for pair in HELD_OUT_KEYS if pair[0] in arrays), None)
-    return _npz_part(path, keys, arrays), None if control is None else _npz_part(path, control, arrays)
+    used = [key for key in (*keys, *(control or ())) if key in arrays]
+    training = _npz_part(path, keys, arrays)._replace(
+        notes=_unread(path, [name for name in names if name not in used], used)
+    )
+    return training, None if control is None else _npz_part(path, control, arrays)
 
 
 def _npz_part(path: Path, keys: tuple[str, str], arrays: dict[str, np.ndarray]) -> _Part:
@@ -299,6 +336,7 @@ def _owned(path: Path, training: _Part, control: _Part | None, chosen: str) -> O
         classes=classes,
         task=None if len(classes) < 2 else "binary" if len(classes) == 2 else "multiclass",
         source=f"The owner's images, from {path.name}: {_counted(training)}",
+        notes=training.notes,
     )
     return owned if control is None else _beside(owned, control, chosen)
 
@@ -306,7 +344,8 @@ def _owned(path: Path, training: _Part, control: _Part | None, chosen: str) -> O
 def _with_held_out(owned: OwnedImages, path: Path) -> OwnedImages:
     """The same images with the control from another place: its training part, where it has two."""
     training, control = _read(path)
-    return _beside(owned, _joined([training, control]) if control else training, f"from {path.name}")
+    both = _joined([training, control]) if control else training
+    return _beside(replace(owned, notes=(*owned.notes, *training.notes)), both, f"from {path.name}")
 
 
 def _beside(owned: OwnedImages, control: _Part, origin: str) -> OwnedImages:
@@ -369,8 +408,14 @@ def _without_twins(owned: OwnedImages) -> OwnedImages:
     """Published data sets hold some images twice; nobody but this program chose which are held out."""
     twins = _twins(owned.images, owned.held_out)
     kept = [k for k in range(len(owned.held_out)) if k not in twins]
+    left = (
+        "1 held-out image that is a training image too was"
+        if len(twins) == 1
+        else (f"{len(twins)} held-out images that are training images too were")
+    )
     return replace(
         owned,
+        notes=(*owned.notes, f"{left} left out.") if twins else owned.notes,
         held_out=owned.held_out[kept],
         held_out_labels=None if owned.held_out_labels is None else owned.held_out_labels[kept],
         held_out_names=tuple(owned.held_out_names[k] for k in kept),

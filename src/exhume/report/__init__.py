@@ -11,7 +11,8 @@ from torch import Tensor
 
 from exhume.attack.find_start import chance
 from exhume.attack.methods.input_subspace import REWEIGHT_EVERY
-from exhume.audit.scores import HEADLINE, is_another_kind, sentence
+from exhume.audit.membership import tells_apart
+from exhume.audit.scores import HEADLINE, about_control, is_another_kind, sentence
 from exhume.audit.verdict import NOT_DECIDED, Judgement, judge
 from exhume.checkpoint import Description
 from exhume.errors import InputError
@@ -211,7 +212,9 @@ def _context(run: Contents) -> dict[str, Any]:
         "leaks": leaks,
         "undecided": judgement is not None and judgement.name == NOT_DECIDED,
         "another_kind": run.scores is not None and is_another_kind(run.scores),
+        "about_control": about_control(run.scores) if run.scores else "",
         "fates": fates(leaks),
+        "told_apart": audit is not None and tells_apart(audit.membership),
         "headline": HEADLINE,
         "level": level,
         "thing": thing,

@@ -17,7 +17,7 @@ from exhume.attack.momentum import momentum_target
 from exhume.attack.search import Method
 from exhume.audit.membership import Membership, membership
 from exhume.audit.readability import Fate, fates, readability
-from exhume.audit.scores import HEADLINE, control_rows
+from exhume.audit.scores import HEADLINE, control_rows, no_control
 from exhume.audit.verdict import Applicability, Judgement, judge
 from exhume.candidates import Candidates
 from exhume.checkpoint import Checkpoint, load_checkpoint
@@ -160,6 +160,9 @@ def _audit(
     )
     scores = score_run(folder, (source.images, source.selection), loaded=mine)
     seen, why = _owner_looks(folder, found, mine, initial, progress_callback)
+    refused = no_control(scores) if seen and seen.membership else ""
+    if seen and refused:  # what differs in kind is told apart by any network
+        seen = replace(seen, membership=[])
     applies, scaling = _applicability(folder, found, seen), scaling_of(network, mine)
     judgement = judge(scores, applies)
     record = AuditRecord(
@@ -179,6 +182,7 @@ def _audit(
         owner=seen.view if seen else None,
         not_examined=why,
         membership=seen.membership if seen else [],
+        no_membership=refused,
         provenance=provenance(device=place, seed=found.provenance.seed, seconds=time.perf_counter() - start),
     )
     _write(folder, record, mine)
@@ -389,8 +393,9 @@ def next_steps(
             steps.append(_whom_to_tell(judgement, scores))
         if found.start is not None:
             steps.append(
-                "The weights before training were found in the trained ones. Initialise from a secure source or on the "
-                "GPU, do not publish the seed, or train on."
+                "The weights before training were found in the trained ones: all seeds of PyTorch on a CPU can be "
+                "tried, secret ones too. Before you train anew, draw the first weights from another source; the guide "
+                'has the lines for it ("A start that nobody finds").'
             )
         steps.append(DEFEND)
     elif judgement.verdict == "nothing found":

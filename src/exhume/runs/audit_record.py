@@ -83,7 +83,8 @@ class AuditRecord:
     truth: which images were audited; checkpoint: fingerprint of the network; notes: what was assumed when it was read;
     judgement: the verdict with its reasons; applies: what it rests on besides the counts in scores.json; next_steps:
     what to do, a sentence each; images: all training images; owner: None if the condition was not evaluated at them,
-    for the reason in `not_examined`; membership: the best signal first, [] without held-out images; defences: [] if
+    for the reason in `not_examined`; membership: the best signal first, [] without held-out images, or where these are
+    no control, for the reason in `no_membership`; defences: [] if
     they were not asked for; scaling: whether the network knows the images better if they are scaled otherwise, None
     where that was not looked at.
     """
@@ -98,6 +99,7 @@ class AuditRecord:
     owner: OwnersView | None
     not_examined: str = ""
     membership: list[Membership] = field(default_factory=list)
+    no_membership: str = ""
     defences: list[DefenceRow] = field(default_factory=list)
     scaling: ScalingCheck | None = None
     start: str = ""

@@ -355,7 +355,8 @@ def _claim_reconstruction(
         before = read_record(path, CandidatesRecord)
         if (before.method, before.initial, before.known_mean) != (request.method, request.initial, request.known_mean):
             start = "for another start of training, or for none"
-            why = start if before.initial != request.initial else "for another mean image, or for none"
+            other = "for other images, or for another mean image or none"
+            why = start if before.initial != request.initial else other
             why = why if before.method == request.method else "of other settings"
             raise InputError(f"{folder} already holds candidates {why}; add --overwrite or use another folder.")
     if under_way is not None and under_way.checkpoint == request.checkpoint and not overwrite:

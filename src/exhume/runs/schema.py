@@ -227,7 +227,7 @@ def _upgrade_search(content: dict[str, Any]) -> dict[str, Any]:
 
 def _upgrade_scores(content: dict[str, Any]) -> dict[str, Any]:
     """Format 4 had one test, of the counts at 0.9."""
-    later = dict.fromkeys(("p_least", "p_kind", "p_rank", "share", "difference", "distinct", "picked"))
+    later = dict.fromkeys(("p_least", "p_kind", "p_rank", "share", "difference", "distinct", "picked", "given"))
     scores = _renamed(content, {"never_seen": "held_out"})
     return {"p_values": {"0.9": scores["p_value"]}, **later, **scores}
 

@@ -64,8 +64,7 @@ RESIDUAL = Judge(name="residual", words="chosen by the weights alone, without th
 class SweepConfig:
     """How to search for settings.
 
-    In Python:
-
+    Example:
         config = exhume.SweepConfig(trials=50)
         *_, trials = exhume.sweep(checkpoint, config, method, journal=path)
     """

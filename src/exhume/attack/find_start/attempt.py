@@ -24,8 +24,7 @@ ALL_SEEDS = 2**32
 class StartSearch:
     """Where to look for the start of a training.
 
-    In Python:
-
+    Example:
         exhume.find_start(network, exhume.StartSearch(ways=("all-seeds",)))
     """
 

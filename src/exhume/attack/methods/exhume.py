@@ -32,6 +32,7 @@ class Exhume(Method):
     The search is over coordinates in the first layer's subspace for an MLP, over pixels judged by features where an MLP
     stands behind other layers, and over pixels judged by all parameters for any other network.
 
+    Example:
         exhume.reconstruct(checkpoint, exhume.Exhume(steps=500, images=100))
     """
 

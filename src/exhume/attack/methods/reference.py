@@ -27,6 +27,7 @@ class Reference(Method):
     The defaults lie amid the published winners; the papers searched for them anew for every network (see the presets).
     Haim et al. 2022, section 3.2; Buzaglo et al. 2023, section 3.2.
 
+    Example:
         exhume.reconstruct(checkpoint, exhume.Reference(lr_images=0.3, steps=10_000))
     """
 
