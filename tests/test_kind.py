@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from exhume.attack.methods import Exhume
 from exhume.attack.reconstruct import reconstruct
-from exhume.audit.kind import ANOTHER_KIND, kind_test
+from exhume.audit.kind import ANOTHER_KIND, MOST_GAP, kind_gap, kind_test
 from exhume.audit.scores import Scores, control_rows, score, sentence, shared_classes
 from exhume.audit.verdict import PLAINLY, Applicability, Judgement, judge
 from exhume.defence.training import TrainingConfig, train
@@ -166,3 +167,15 @@ def test_from_training_to_verdict_with_an_uneven_mix(digits: tuple[Tensor, Tenso
         assert scores.recovered["0.8"] > scores.null["0.8"] + 5
         assert "of another kind" in judgement.sentence and "chance alone" not in sentence(scores)
         assert judged(unseen, torch.cat([others[:40], rows[1][150:160]]), known)[1].verdict != "leaks"
+
+
+def test_the_gap_is_small_of_one_kind_and_large_of_others() -> None:
+    """Blurred images lie near to everything: more of their own kind and of the other are near to them."""
+    problem = load_problem("mnist-digits", Selection(per_class=20, data_dir="installed"))
+    images, labels = problem.images, problem.labels
+    odd = torch.arange(len(images)) % 2 == 1
+    blurred = functional.avg_pool2d(images, 5, 1, 2)
+    assert kind_gap(images[odd], images[~odd], (labels[odd], labels[~odd])) < 0.1
+    assert kind_gap(blurred[odd], images[~odd], (labels[odd], labels[~odd])) > 2 * MOST_GAP
+    assert kind_gap(images[odd], 0.7 * images[~odd], (labels[odd], labels[~odd])) > MOST_GAP
+    assert kind_gap(images[labels < 3], images[labels > 6]) > 2 * MOST_GAP

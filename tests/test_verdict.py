@@ -135,6 +135,17 @@ def test_a_control_of_another_kind_proves_and_clears_nothing(recovered: int) -> 
         assert judge(replace(scores, p_kind=2e-3), READS).verdict == "leaks"
 
 
+@pytest.mark.parametrize(("gap", "recovered", "leaks"), [(0.1, 44, True), (0.1, 25, False), (0.2, 90, False)])
+def test_kinds_that_are_near_to_each_other_decide_where_the_lead_is_large(
+    gap: float, recovered: int, leaks: bool
+) -> None:
+    """Digits of other writers, for example: they explain a difference of some images, and not of 40 in 100."""
+    scores = replace(counted("0.9", recovered, 1, 1e-9, 1e-9), p_kind=2e-4, kind_gap=gap)
+    judgement = judge(scores, READS)
+    assert judgement.name == ("leaks" if leaks else "not decided")
+    assert any("somewhat other kind" in reason for reason in judgement.reasons) == leaks
+
+
 @pytest.mark.parametrize("reason", ["", "Its weights were drawn."])
 def test_an_untrained_network_never_leaks_whatever_the_counts(reason: str) -> None:
     drawn = replace(READS, untrained=True, reason=reason)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from exhume.audit.kind import ANOTHER_KIND, kind_test
+from exhume.audit.kind import ANOTHER_KIND, MOST_GAP, kind_gap, kind_test
 from exhume.audit.matching import Matches, comparable, finite, halved_similarity, masked, match, merge
 from exhume.audit.significance import (
     SIGNIFICANT,
@@ -124,6 +124,7 @@ class Counts:
     Where the classes of both are known, all tests compare within them.
 
     p_kind: the chance of such held-out images if they were of the same kind as the training images (`kind_test`);
+    kind_gap: how far the two kinds are apart (`kind_gap`);
     p_rank: that of `rank_test`, over all similarities; share: of the images recovered at 0.9, with its 95 % interval
     (Clopper-Pearson); difference: of that share and the held-out images' (Newcombe); distinct: images recovered at 0.9
     that do not resemble each other (NCC < 0.95); picked: what an attacker without the data would have picked.
@@ -147,6 +148,7 @@ class Counts:
     p_values: dict[str, float] = field(default_factory=dict)
     p_least: float | None = None
     p_kind: float | None = None
+    kind_gap: float | None = None
     p_rank: float | None = None
     share: Interval | None = None
     difference: Interval | None = None
@@ -221,6 +223,7 @@ def score(
         p_values=p_values,
         p_least=least_chance(classes or one_class(len(images), len(control))) if len(control) else None,
         p_kind=kind_test(images, control, classes) if len(control) else None,
+        kind_gap=kind_gap(images, control, classes) if len(control) else None,
         p_rank=(
             rank_test(
                 candidates,
@@ -280,12 +283,32 @@ SUSPICION = (
 )
 
 
+MOST_EXPLAINED = 0.2
+"""Difference of the shares that came out up to which two kinds that are near to each other can explain it. Of 30 % ones
+against 10 %, which are, it is 0.2 if all ones come out and nothing else."""
+SOMEWHAT = "The held-out images are of a somewhat other kind, which explains a small part of this at most"
 ANOTHER = "The held-out images are of another kind than the training images, so they are no control"
 
 
-def is_another_kind(scores: Counts) -> bool:
-    """Whether the held-out images are of another kind than the training images, so that they are no control."""
+def differs(scores: Counts) -> bool:
+    """Whether the held-out images are plainly not of exactly the same kind as the training images."""
     return scores.p_kind is not None and scores.p_kind <= ANOTHER_KIND
+
+
+def is_another_kind(scores: Counts) -> bool:
+    """Whether the held-out images are of another kind than the training images, so that they are no control.
+
+    Where the kinds are near to each other they are one for a lead that is larger than such a difference can explain.
+    """
+    return differs(scores) and not leads(scores)
+
+
+def leads(scores: Counts) -> bool:
+    """Whether more training images came out than a difference between kinds that are near to each other explains."""
+    if scores.kind_gap is None or scores.kind_gap > MOST_GAP:
+        return False
+    counts = scores.recovered[HEADLINE], scores.images, scores.null[HEADLINE], scores.held_out
+    return difference_interval(*counts).low > MOST_EXPLAINED
 
 
 def about_control(scores: Counts) -> str:

@@ -4,7 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from exhume.audit.readability import Readability
-from exhume.audit.scores import ANOTHER, HEADLINE, SUSPICION, Counts, is_another_kind, is_suspect
+from exhume.audit.scores import (
+    ANOTHER,
+    HEADLINE,
+    SOMEWHAT,
+    SUSPICION,
+    Counts,
+    differs,
+    is_another_kind,
+    is_suspect,
+)
 from exhume.audit.significance import SIGNIFICANT, fisher
 
 Verdict = Literal["leaks", "nothing found", "does not apply"]
@@ -227,6 +236,8 @@ def _evidence(scores: Counts, strength: Strength) -> tuple[str, ...]:
     reasons = [_count(scores, level) for level in levels[:1]]
     if scores.p_rank is not None:
         reasons.append(f"All similarities together: p = {scores.p_rank:.1g} (rank test).")
+    if differs(scores):
+        reasons.append(f"{SOMEWHAT} (nearest neighbours, p = {scores.p_kind:.1g}).")
     if is_suspect(scores):
         reasons.append(SUSPICION)
     return tuple(reasons)

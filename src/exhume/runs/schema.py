@@ -190,7 +190,7 @@ def _decode_method(content: Mapping[str, Any]) -> Method:
 records.register(Method, _encode_method, _decode_method)
 
 
-# ---- Formats 2, 3 and 4
+# ---- Formats 2 to 5
 
 
 def _upgrade_training(content: dict[str, Any]) -> dict[str, Any]:
@@ -226,8 +226,9 @@ def _upgrade_search(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_scores(content: dict[str, Any]) -> dict[str, Any]:
-    """Format 4 had one test, of the counts at 0.9."""
-    later = dict.fromkeys(("p_least", "p_kind", "p_rank", "share", "difference", "distinct", "picked", "given"))
+    """Format 4 had one test, of the counts at 0.9; format 5 did not say how near two kinds are."""
+    tests = ("p_least", "p_kind", "kind_gap", "p_rank", "share", "difference")
+    later = dict.fromkeys((*tests, "distinct", "picked", "given"))
     scores = _renamed(content, {"never_seen": "held_out"})
     return {"p_values": {"0.9": scores["p_value"]}, **later, **scores}
 
@@ -279,4 +280,4 @@ UPGRADES: dict[type, Upgrade] = {
     SearchRecord: _upgrade_search,
     ScoresRecord: _upgrade_scores,
 }
-"""How the records of formats 2, 3 and 4 become today's; other records have not changed since."""
+"""How the records of formats 2 to 5 become today's; other records have not changed since."""
