@@ -157,7 +157,7 @@ def test_scoring_matches_each_set_of_images_once(run: Path, monkeypatch: pytest.
     assert len(of_candidates) == 2
     for images, expected in zip(of_candidates, (problem.images, control), strict=True):
         assert torch.equal(images, expected)
-    assert len(asked) == 4  # with the training images as candidates, and their mean
+    assert len(asked) == 3  # with the training images as candidates
 
 
 def test_the_attacker_needs_the_checkpoint_alone(run: Path, tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_a_divergence_between_two_looks_is_a_status_too() -> None:
         (
             NetworkConfig(widths=(20, 10), activation="tanh"),
             2,
-            "not available: it was calibrated for relu, and this network has tanh.",
+            "not available: it was calibrated for relu where the start is unknown, and this network has tanh.",
         ),
         (NetworkConfig(widths=(20, 10), activation="tanh"), 1, None),
         (NetworkConfig(kind="cnn", channels=(2,), widths=(4,)), 2, "within an MLP's first layer."),

@@ -101,18 +101,18 @@ def test_colours_have_the_numbers_of_coloured_data_sets() -> None:
     assert not any("0.1307" in one for one in flags)
 
 
-def test_the_owner_is_asked_where_nobody_said_it_and_nothing_leaks() -> None:
+def test_the_owner_is_asked_where_nobody_said_it_and_no_leak_is_plain() -> None:
     silent = ForeignNetwork(checkpoint=trained(SCALES["neither --mean nor --std"]))
     said, own = replace(silent, scaling="the user"), replace(silent, scaling="the network")
     fine = ScalingCheck(images=60, right=60, best=None, p_value=1.0)
-    (asked,) = about_scaling(silent, fine, leaks=False)
+    (asked,) = about_scaling(silent, fine, plain=False)
     assert asked.startswith("Was a mean subtracted")
     assert "60 of 60" in asked
-    assert about_scaling(silent, None, leaks=False)
+    assert about_scaling(silent, None, plain=False)
     for network in (said, own):
-        assert about_scaling(network, fine, leaks=False) == []
-    assert about_scaling(silent, fine, leaks=True) == []
-    assert about_scaling(silent, fine, leaks=False, untrained=True) == []
+        assert about_scaling(network, fine, plain=False) == []
+    assert about_scaling(silent, fine, plain=True) == []
+    assert about_scaling(silent, fine, plain=False, untrained=True) == []
 
 
 def test_a_scaling_that_is_plainly_wrong_is_always_told() -> None:
@@ -120,8 +120,9 @@ def test_a_scaling_that_is_plainly_wrong_is_always_told() -> None:
     for scaling in ("nobody", "the user"):
         read = ForeignNetwork(checkpoint=network, scaling=scaling)  # type: ignore[arg-type]
         check = check_scaling(replace(network, centre=centre), problem.images, problem.labels)
-        (told,) = about_scaling(read, check, leaks=True)
-        assert "audit with --mean images." in told
+        (told,) = about_scaling(read, check, plain=True)
+        assert "try --mean images." in told
+        assert told.endswith("was it so in training?") == (scaling == "the user")
 
 
 @pytest.mark.parametrize(
