@@ -5,7 +5,7 @@
 
 Each set has 100 training images of 28 x 28 (tiles in colour: 32 x 32) and as many held-out ones, made by this file. Two
 networks are trained on it: from a small initialisation with full batches, and as people do it, by SGD in batches from
-PyTorch's initialisation, which is then known. Both are attacked with default settings. The weights' total variation
+PyTorch's initialisation, which is then known. Both are attacked with default settings. The weight of total variation
 was chosen on shapes, letters, textures and grey digits; clouds and tiles in colour were only looked at afterwards.
 """
 
@@ -152,7 +152,14 @@ def pictures(name: str, seed: int) -> Problem:
     )
 
 
-def main(names: Positional[tuple[str, ...]] = (), /, seed: int = 0, epochs: int = 2000, steps: int = 1000) -> None:
+def main(
+    names: Positional[tuple[str, ...]] = (),
+    /,
+    seed: int = 0,
+    epochs: int = 2000,
+    steps: int = 1000,
+    smoothness: float | None = None,
+) -> None:
     """Trains two networks on each set, attacks them, and prints a line for each.
 
     Args:
@@ -160,12 +167,13 @@ def main(names: Positional[tuple[str, ...]] = (), /, seed: int = 0, epochs: int 
         seed: of the pictures, the networks and the attacks.
         epochs: of the training from a small initialisation; the other has 60.
         steps: of each search.
+        smoothness: weight of total variation; none: as the weights choose it.
     """
     unknown = [name for name in names if name not in SETS]
     if unknown:
         raise SystemExit(f"There is no set {unknown[0]}; there are {', '.join(SETS)}.")
     for number, name in enumerate(names or SETS):
-        lines = measured(pictures(name, seed), Exhume(seed=seed, steps=steps), epochs)
+        lines = measured(pictures(name, seed), Exhume(seed=seed, steps=steps, smoothness=smoothness), epochs)
         print(*table_markdown(lines).splitlines()[2 if number else 0 :], sep="\n", flush=True)
 
 

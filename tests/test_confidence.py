@@ -85,6 +85,7 @@ def test_what_explains_next_to_nothing_is_not_told_by_the_weights(explained: lis
         (INEXACT, 10, 0.11, (1, 5, 5), 0.6, "relu", "begun with other weights"),
         (INEXACT, 10, 0.1, (1, 5, 5), 0.61, "relu", "0.61"),
         (INEXACT, 10, 0.0, (1, 5, 5), 0.0, "tanh", "tanh"),  # searches agree, and are wrong
+        (EXACT, 10, 0.0, (1, 5, 5), 0.0, "softplus", "softplus"),  # not tried
         (INEXACT, 10, None, (1, 5, 5), 0.0, "relu", "MLP"),
         (MOMENTUM, 10, 0.0, (1, 5, 5), 0.0, "relu", "momentum"),
     ],
@@ -111,3 +112,22 @@ def test_why_agreement_says_nothing(  # noqa: PLR0917
     )
     why = uncalibrated_reason(assumptions, torch.rand(4, *shape), residual, activation)
     assert (why is None) if word is None else (why is not None and word in why)
+
+
+@pytest.mark.parametrize(("known", "told"), [(None, True), (EXACT, True), (INEXACT, False)])
+def test_after_adam_a_narrow_layer_has_no_confidence(known: KnownInit | None, told: bool) -> None:
+    """Nothing is left there to be discarded, and of 49 confident candidates 28 were right."""
+    found = Assumptions(
+        regime="known start",
+        images=30,
+        images_from="weights",
+        rank=30,
+        discarded=0.0,
+        layers=[],
+        smoothness=0.0,
+        binary_prior=0.0,
+        known_init=known,
+    )
+    images = torch.rand(4, 1, 5, 5)
+    assert (uncalibrated_reason(found, images, 0.4, "relu", 30) is None) == told
+    assert uncalibrated_reason(found, images, 0.4, "relu", 90) is None

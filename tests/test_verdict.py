@@ -91,11 +91,13 @@ def test_the_level_is_that_of_the_count_that_proves_the_leak() -> None:
 )
 def test_confident_candidates_of_other_images_ask_for_the_right_ones(expected: float, right: int, told: bool) -> None:
     """Whoever gives another folder must not be told that the method cannot read the network, nor be cleared."""
-    picked = Picked(candidates=159, expected=expected, right=right, distinct=right, null_right=0)
+    picked = Picked(candidates=159, expected=expected, right=right, distinct=min(right, 9), null_right=0)
     for held_out in (100, 0):
         scores = replace(NOTHING, picked=picked, held_out=held_out)
         judgement = judge(scores, replace(READS, readability=UNREADABLE))
         assert (judgement.strength == "not proven" and "not these" in judgement.sentence) == told
+    part = replace(scores, picked=replace(picked, distinct=NOTHING.images))
+    assert "not these" not in judge(part, READS).sentence, "she gave a part of the training images, and all came out"
     leak = replace(counted("0.9", 90, 2, 1e-30, 1e-20), picked=picked)
     assert judge(leak, READS).verdict == "leaks", "what is proven stays proven"
 
@@ -135,7 +137,10 @@ def test_a_control_of_another_kind_proves_and_clears_nothing(recovered: int) -> 
         assert judge(replace(scores, p_kind=2e-3), READS).verdict == "leaks"
 
 
-@pytest.mark.parametrize(("gap", "recovered", "leaks"), [(0.1, 44, True), (0.1, 25, False), (0.2, 90, False)])
+@pytest.mark.parametrize(
+    ("gap", "recovered", "leaks"),
+    [(0.05, 44, True), (0.05, 25, False), (0.139, 60, False), (0.139, 90, True), (0.2, 99, False)],
+)
 def test_kinds_that_are_near_to_each_other_decide_where_the_lead_is_large(
     gap: float, recovered: int, leaks: bool
 ) -> None:

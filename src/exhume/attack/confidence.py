@@ -11,7 +11,6 @@ from torch import Tensor
 
 from exhume.candidates import Assumptions, Images, KnownInit
 from exhume.metrics import measure_of, similarity
-from exhume.networks import ACTIVATIONS
 
 CALIBRATION = (-6.9, 4.3)
 """Intercept and slope of the log-odds against -log10(1 - agreement): a logistic fit (-6.88, 4.46) to the candidates of
@@ -33,38 +32,45 @@ class Limits:
 
     discarded: the largest discarded singular value, relative to the largest. Beyond it the weights determine a
     projection of the images at most. unexplained: the relative residual at the end. Beyond it the candidates are not
-    what the weights are made of. activations: rows of `networks.ACTIVATIONS`.
+    what the weights are made of. activations: rows of `networks.ACTIVATIONS`. crowding: directions of each neuron of
+    the first layer. In a narrow layer after Adam nothing is left to be discarded, and searches agree on wrong images.
     """
 
     discarded: float
     unexplained: float
     activations: tuple[str, ...]
+    crowding: float = math.inf
 
 
+TRIED = ("relu", "leaky-relu", "gelu", "silu", "mish", "tanh", "sigmoid")
+"""Activations of networks whose confident candidates were right after gradient descent from a known start."""
 LIMITS: dict[Literal["start unknown", "exact", "inexact"], Limits] = {
     "start unknown": Limits(discarded=0.05, unexplained=0.5, activations=("relu",)),
-    "exact": Limits(discarded=0.05, unexplained=0.5, activations=tuple(ACTIVATIONS)),
-    "inexact": Limits(discarded=0.1, unexplained=0.6, activations=("relu",)),
+    "exact": Limits(discarded=0.05, unexplained=0.5, activations=TRIED),
+    "inexact": Limits(discarded=0.1, unexplained=0.6, activations=("relu",), crowding=0.35),
 }
 """By what is known of the start, and whether its change has few directions (`KnownInit.exact`).
 
 Start unknown: discarded was at most 0.005 where many came out, 0.36 where searches agreed on wrong ones; a wrong centre
 left 0.88 unexplained, and 24 of 28 confident candidates were wrong; of 229 of a tanh network 14 were right. Inexact:
-0.05 and 0.51 where the confident were right; with a wrong start 0.17 and 0.83, and none of 15 was. By Adam with smooth
-activations 4 of 61 confident ones were right (docs/log.md, "Confidence where the start is known")."""
+0.05 and 0.51 where the confident were right; with a wrong start 0.17 and 0.83 or more, and none of 15 was right. Layers
+of three neurons a direction and more were tried; with one neuron for each, 28 of 49 were right. By Adam with smooth
+activations 15 of 61 were (docs/log.md, "Confidence where the start is known")."""
+
 
 CLOSEST = 1e-6
 """1 - agreement is at least this, so that equal candidates have finite log-odds."""
 
 
 def uncalibrated_reason(
-    assumptions: Assumptions, images: Images, residual: float, activation: str | None
+    assumptions: Assumptions, images: Images, residual: float, activation: str | None, neurons: int | None = None
 ) -> str | None:
     """Why agreement says nothing about the candidates; None: it does.
 
     Args:
         residual: of the search at its end.
         activation: of an MLP; None of any other network.
+        neurons: of its first layer; None: not known.
     """
     discarded = math.inf if assumptions.discarded is None else assumptions.discarded
     known, within = assumptions.known_init, limits(assumptions)
@@ -92,6 +98,11 @@ def uncalibrated_reason(
             + (" (training may have begun with other weights)" if known else ""),
         ),
         (
+            neurons is not None and assumptions.rank > within.crowding * neurons,
+            f"after Adam it was calibrated for layers three times as wide: here {neurons} neurons show "
+            f"{assumptions.rank} directions",
+        ),
+        (
             residual > within.unexplained,
             f"the candidates leave too much of the weights unexplained (residual {residual:.2f})",
         ),
@@ -108,7 +119,11 @@ def limits(assumptions: Assumptions) -> Limits:
 
 
 def _where(known: KnownInit | None) -> str:
-    return "where the start is unknown" if known is None else "after steps element by element (Adam, for example)"
+    if known is None:
+        return "where the start is unknown"
+    if known.exact:
+        return "after gradient descent"
+    return "after steps element by element (Adam, for example), or if training began with other weights"
 
 
 def agreement(

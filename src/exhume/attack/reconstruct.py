@@ -108,7 +108,7 @@ def reconstruct(
     )
     sound = [one for one in found if one.status == "done"] or found[:1]
     mlp = attacked.architecture if isinstance(attacked.architecture, MLP) else None
-    reasons = [_uncalibrated_reason(one, mlp.activation if mlp else None) for one in sound]
+    reasons = [_uncalibrated_reason(one, mlp) for one in sound]
     judged = [
         one if why else replace(one, confidence=_confidence(one, [other for other in sound if _same_kind(one, other)]))
         for one, why in zip(sound, reasons, strict=True)
@@ -237,10 +237,11 @@ def explained_shares(
     return share
 
 
-def _uncalibrated_reason(one: Candidates, activation: str | None) -> str | None:
+def _uncalibrated_reason(one: Candidates, mlp: MLP | None) -> str | None:
     """Why agreement with other searches tells nothing of this one's candidates."""
     residual = one.history[-1].residual if one.history else math.inf
-    return uncalibrated_reason(one.assumptions, one.images, residual, activation)
+    told = (mlp.activation, len(mlp.weights[0])) if mlp else (None, None)
+    return uncalibrated_reason(one.assumptions, one.images, residual, *told)
 
 
 def _same_kind(one: Candidates, other: Candidates) -> bool:

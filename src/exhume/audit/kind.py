@@ -21,7 +21,7 @@ MOST = 500
 MOST_GAP = 0.15
 """Share of an image's neighbours that are training images beyond what chance gives, up to which two kinds are near to
 each other. Digits of MNIST's file for training against its file for tests, other writers: 0.02 to 0.13; 30 % ones
-against 10 %: 0.09; 40 %: 0.16; averages of two digits: 0.39; dimmed to 80 %: 0.29; other classes: 0.44."""
+against 10 %: 0.09; 40 %: 0.07 to 0.16; averages of two digits: 0.39; dimmed to 80 %: 0.29; other classes: 0.44."""
 AT_ONCE = 500
 """Divisions that are held in memory together."""
 

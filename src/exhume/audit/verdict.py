@@ -151,15 +151,15 @@ def _named(scores: Counts, strength: Strength) -> str:
 def _undecided(scores: Counts) -> tuple[str, str] | None:
     """Why the counts cannot be judged, and what to do; None: they can."""
     images, held_out = scores.images, scores.held_out
+    if held_out and is_suspect(scores):
+        told = f"{scores.null[HEADLINE]} of {held_out} held-out images came out, as training images do."
+        return told, SUSPICION
     others = _of_others(scores)
     if others or held_out == 0:
         return others or _without_control(scores)
     if is_another_kind(scores):
         told = "the control is of another kind than the images."
         return told, f"{ANOTHER} (nearest neighbours, p = {scores.p_kind:.1g}): give some that were drawn like these."
-    if is_suspect(scores):
-        told = f"{scores.null[HEADLINE]} of {held_out} held-out images came out, as training images do."
-        return told, SUSPICION
     if _proving(scores) or (scores.p_rank is not None and scores.p_rank < IN_PART):
         return _contradiction(scores), "Give more held-out images of the same kind."
     least = fisher(images, images, 0, held_out) if scores.p_least is None else scores.p_least
@@ -174,10 +174,12 @@ def _of_others(scores: Counts) -> tuple[str, str] | None:
     picked = scores.picked
     if picked is None or picked.expected < OTHERS_EXPECTED or picked.right > OTHERS_RIGHT * picked.expected:
         return None
+    if picked.distinct > OTHERS_RIGHT * scores.images:
+        return None  # hers came out too: she gave a part of what it was trained on
     told = (
         "what came out seems to show training images, but not these. By their confidence about "
-        f"{picked.expected:.0f} of {picked.candidates} candidates should show an image of yours, and "
-        f"{picked.right} {'does' if picked.right == 1 else 'do'}."
+        f"{picked.expected:.0f} of {picked.candidates} candidates show what it was trained on, and {picked.right} "
+        f"{'looks' if picked.right == 1 else 'look'} like an image of yours."
     )
     return told, "Are these the images that it was trained on, scaled as they were in training?"
 
