@@ -98,7 +98,7 @@ def _solve(pairs: NDArray[np.int64], costs: NDArray[np.float64], size: tuple[int
 def _prices(
     pairs: NDArray[np.int64], costs: NDArray[np.float64], columns: NDArray[np.int64], m: int
 ) -> NDArray[np.float64] | None:
-    """The columns' prices, at most 0, that make each row's own column its best; None if rounding hides them.
+    """The columns' prices, at most 0, that make each row prefer its own column; None if rounding hides them.
 
     Shortest paths (Bellman, Ford) on which a row gives up its column for another one.
     """

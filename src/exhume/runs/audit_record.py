@@ -84,9 +84,9 @@ class AuditRecord:
     judgement: the verdict with its reasons; applies: what it rests on besides the counts in scores.json; next_steps:
     what to do, a sentence each; images: all training images; owner: None if the condition was not evaluated at them,
     for the reason in `not_examined`; membership: the best signal first, [] without held-out images, or where these are
-    no control, for the reason in `no_membership`; defences: [] if
-    they were not asked for; scaling: whether the network knows the images better if they are scaled otherwise, None
-    where that was not looked at.
+    no control, for the reason in `no_membership`; defences: [] if they were not asked for; scaling: whether the network
+    knows the images better if they are scaled otherwise, None where that was not looked at; start: whether the weights
+    before training were known, "" where nobody looked.
     """
 
     truth: ProblemRecord
