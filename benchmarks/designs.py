@@ -39,7 +39,7 @@ class Size:
     """How large a study is.
 
     images, width: of a network, where a study does not vary them; counts, widths: where it does; lengths: the epochs
-    that are compared; classes: the problems and numbers of classes; many: the same with numbers of images, of a study in the
+    that are compared; classes: the problems and numbers of classes; many: the same with images, of a study in the
     thousands; many_width, many_widest: its networks' width, and the largest where it grows with the images;
     many_steps, many_rate: steps of its attack, and the rate of multipliers, which few steps want larger; many_small:
     images up to which it trains from a small initialisation; stretch: of all other numbers of epochs; method: the
