@@ -39,9 +39,11 @@ class Size:
     """How large a study is.
 
     images, width: of a network, where a study does not vary them; counts, widths: where it does; lengths: the epochs
-    that are compared; classes: the problems and numbers of classes; stretch: of all other numbers of epochs; method:
-    the attack; ends: of other lists only the first and the last; memory: whether to measure it; timed_steps: in one
-    timing.
+    that are compared; classes: the problems and numbers of classes; many: the same with images, of a study in the
+    thousands; many_width, many_widest: its networks' width, and the largest where it grows with the images;
+    many_steps, many_rate: steps of its attack, and the rate of multipliers, which few steps want larger; many_small:
+    images up to which it trains from a small initialisation; stretch: of all other numbers of epochs; method: the
+    attack; ends: of other lists only the first and the last; memory: whether to measure it; timed_steps: in one timing.
     """
 
     images: int
@@ -54,6 +56,7 @@ class Size:
     many_width: int = 1000
     many_widest: int = 2000
     many_steps: int = 200
+    many_rate: float = 0.1
     many_small: int = 2000
     seeds: tuple[int, ...] = (0,)
     stretch: float = 1.0
@@ -311,7 +314,12 @@ def many(size: Size) -> list[Cell]:
             per_class, network = count // LABELS[problem], NetworkConfig(widths=(neurons,) * 2)
             ordinary = known(problem, per_class, THIRTY_EPOCHS, replace(network, init_scale=None, bias="all"))
             small = recipe(problem, per_class, size.stretched(THOUSAND_EPOCHS), network)
-            method = replace(size.method, steps=size.many_steps, images=count if told else None)
+            method = replace(
+                size.method,
+                steps=size.many_steps,
+                lr_multipliers=size.many_rate,
+                images=count if told else None,
+            )
             work = partial(run_spending, recipe=small if start == "small" else ordinary, method=method)
             cells.append(Cell(setting={"start": start, "images": count}, work=work))
     return cells

@@ -95,7 +95,7 @@ rescaled for images only: the features behind a head have no mean image. docs/th
 
 SMOOTHNESS, OF_VALUES = 4e-6, 3 * 32 * 32
 """Weight of a picture's total variation against one layer's residual, for images of so many values; of fewer values it
-is more in proportion. Chosen on b5, b7, b8 and b8-decay; that digits have none on b1 to b3. In proportion: on four sets
+is more in proportion. Chosen on b5, b7, b8 and b8-decay; that digits have none on b1 to b3. In proportion: on five sets
 of 28 x 28 that are no row of the benchmark (docs/log.md, "Pictures in grey")."""
 BINARY_PRIOR = 5.0
 """Weight of grey in images that are black or white, against the weighted error. Chosen on b1 to b4, b6 and b6-decay."""
