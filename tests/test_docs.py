@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy
+import pytest
 import torch
 from torch import nn
 
@@ -74,3 +75,19 @@ def headings(text: str) -> set[str]:
     """The anchors that GitHub gives to a page's headings."""
     lines = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_whole_and_hold_no_placeholder(page: Path) -> None:
+    """All rows of a table have as many cells, and no line is a word that was to be filled in."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    for table in tables:
+        rows = [re.sub(r"`[^`]*`", "", row) for row in table.splitlines()]
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1, rows[0]
+        assert len(rows) > 2, rows[0]
+        assert re.fullmatch(r"[|: -]+", rows[1]), rows[0]
+    assert not re.search(r"^[A-Z0-9_]{3,}$|\| [A-Z]+\d+ \|$", text, re.MULTILINE)
