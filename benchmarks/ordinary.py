@@ -23,8 +23,9 @@ from exhume.architecture import recognise
 from exhume.attack.find_start import SearchOutcome, StartSearch, find_start
 from exhume.attack.methods import Exhume
 from exhume.attack.reconstruct import reconstruct
+from exhume.audit.counts import Counts
 from exhume.audit.matching import match
-from exhume.audit.scores import Counts, score
+from exhume.audit.scores import score
 from exhume.defence.training import shifted
 from exhume.devices import choose_device
 from exhume.networks import CentredNetwork

@@ -17,8 +17,8 @@ from tyro.conf import Positional
 
 from benchmarks.targets import TARGETS
 from exhume.attack.methods import Exhume
+from exhume.audit.control import control_images
 from exhume.audit.matching import match
-from exhume.audit.scores import control_images
 from exhume.commands.display import bars
 from exhume.devices import Device
 from exhume.runs.cells import attack_once, initial_of, train_once

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from exhume.attack.methods import Exhume
+from exhume.audit.counts import HEADLINE, Counts, ImageScore, Seconds
 from exhume.audit.matching import match
 from exhume.audit.membership import Membership
 from exhume.audit.readability import Fate, Readability
-from exhume.audit.scores import HEADLINE, Counts, ImageScore, Seconds, score
+from exhume.audit.scores import score
 from exhume.audit.significance import Interval
 from exhume.audit.verdict import Applicability, Judgement, Strength, Verdict
 from exhume.candidates import Assumptions, Candidates, HistoryPoint

@@ -10,8 +10,9 @@ from torch import Tensor
 from exhume import metrics
 from exhume.audit import assignment, scores, significance
 from exhume.audit.assignment import by_column_generation, largest_total
+from exhume.audit.counts import Counts
 from exhume.audit.matching import assign
-from exhume.audit.scores import Counts, Scores, score
+from exhume.audit.scores import Scores, score
 from exhume.owner import examine
 from victims import generator
 

@@ -11,8 +11,11 @@ from scipy.stats import hypergeom
 from torch import Tensor
 
 from exhume import records
+from exhume.audit.counts import Counts, Seconds
+from exhume.audit.doubts import about_control
 from exhume.audit.matching import match, merge, vote
-from exhume.audit.scores import Counts, Scores, Seconds, about_control, score, sentence
+from exhume.audit.scores import Scores, score
+from exhume.audit.sentence import sentence
 from exhume.candidates import Assumptions, Candidates, join
 from exhume.commands.display import print_scores
 from exhume.errors import InputError

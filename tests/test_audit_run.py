@@ -26,7 +26,8 @@ from exhume.problems.owned import OwnedImages, load_images
 from exhume.report import draw
 from exhume.runs import audit as audit_stage
 from exhume.runs import pipeline
-from exhume.runs.audit import finished_audit, fitted, with_labels_of
+from exhume.runs.audit import finished_audit
+from exhume.runs.fitted import fitted, with_labels_of
 from exhume.runs.audit_record import AuditRecord
 from exhume.runs.defences import DEFENCES, DefenceRow
 from exhume.runs.schema import ScoresRecord, read_record
@@ -433,7 +434,7 @@ def test_a_mean_that_is_wrong_is_told_at_once_and_again_at_the_end(
     audit(*words, "--mean", "0.9", "--out", tmp_path / "out", "--no-find-start")
     said = capsys.readouterr()
     hint = record_of(tmp_path / "out").next_steps[0]
-    assert "if they are taken with their mean image subtracted: try --mean images." in hint
+    assert "if they are taken with their mean image subtracted. If it was trained on these, try --mean images." in hint
     assert hint.endswith("was it so in training?"), "she has said something else"
     assert said.err.startswith(hint.partition(",")[0])
     assert hint in said.out.replace("\n", " ")

@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from exhume.attack.methods import Exhume
 from exhume.attack.reconstruct import reconstruct
-from exhume.audit.kind import ANOTHER_KIND, MOST_GAP, kind_gap, kind_test
-from exhume.audit.scores import Scores, control_rows, score, sentence, shared_classes
+from exhume.audit.control import control_rows, shared_classes
+from exhume.audit.kind import ANOTHER_KIND, MOST_GAP, compare_kinds
+from exhume.audit.scores import Scores, score
+from exhume.audit.sentence import sentence
 from exhume.audit.verdict import PLAINLY, Applicability, Judgement, judge
 from exhume.defence.training import TrainingConfig, train
 from exhume.networks import NetworkConfig
@@ -39,7 +41,7 @@ def test_images_that_were_drawn_alike_are_seldom_told_apart(digits: tuple[Tensor
     p_values = []
     for seed in range(60):
         rows = torch.randperm(len(images), generator=generator(seed))[:60]
-        p_values.append(kind_test(images[rows[:30]], images[rows[30:]]))
+        p_values.append(compare_kinds(images[rows[:30]], images[rows[30:]]).p_value)
     assert sum(p_value < 0.05 for p_value in p_values) <= 8
     assert min(p_values) > ANOTHER_KIND
     assert max(p_values) > 0.5
@@ -49,28 +51,30 @@ def test_another_mix_inverse_or_darker_images_are_told(digits: tuple[Tensor, Ten
     images, labels = digits
     rows = drawn(labels, 0)
     ones, others = images[rows[1][:50]], images[torch.cat([rows[digit][:6] for digit in (0, 2, 3, 4, 5, 6, 7, 8, 9)])]
-    assert kind_test(ones, others) <= ANOTHER_KIND
+    assert compare_kinds(ones, others).p_value <= ANOTHER_KIND
     half = torch.cat([others[:25], ones[:25]]), torch.cat([others[25:], images[rows[1][50:55]]])
-    assert kind_test(*half) < 0.05
+    assert compare_kinds(*half).p_value < 0.05
     mixed = others[torch.randperm(54, generator=generator(1))]
-    assert kind_test(mixed[:27], 1 - mixed[27:]) <= ANOTHER_KIND
-    assert kind_test(mixed[:27], mixed[27:] / 3) <= ANOTHER_KIND
-    assert kind_test(mixed[:27], mixed[27:]) > 0.01
+    assert compare_kinds(mixed[:27], 1 - mixed[27:]).p_value <= ANOTHER_KIND
+    assert compare_kinds(mixed[:27], mixed[27:] / 3).p_value <= ANOTHER_KIND
+    assert compare_kinds(mixed[:27], mixed[27:]).p_value > 0.01
 
 
 def test_equal_images_prefer_no_side() -> None:
     """All neighbours are as near as any: the first in memory must not be taken."""
-    p_values = [kind_test(torch.full((n, 1, 4, 4), 0.5), torch.full((20, 1, 4, 4), 0.5)) for n in (15, 20, 40)]
+    p_values = [
+        compare_kinds(torch.full((n, 1, 4, 4), 0.5), torch.full((20, 1, 4, 4), 0.5)).p_value for n in (15, 20, 40)
+    ]
     assert min(p_values) > 0.01
-    assert kind_test(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4)) == 1
+    assert compare_kinds(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4)).p_value == 1
 
 
 def test_within_classes_their_mix_makes_no_difference(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     rows = drawn(labels, 3)
     training, control = torch.cat([rows[1][:40], rows[7][:10]]), torch.cat([rows[1][40:50], rows[7][10:50]])
-    assert kind_test(images[training], images[control]) <= ANOTHER_KIND
-    assert kind_test(images[training], images[control], (labels[training], labels[control])) > 0.01
+    assert compare_kinds(images[training], images[control]).p_value <= ANOTHER_KIND
+    assert compare_kinds(images[training], images[control], (labels[training], labels[control])).p_value > 0.01
 
 
 def test_the_control_has_the_classes_of_the_training_set() -> None:
@@ -175,7 +179,38 @@ def test_the_gap_is_small_of_one_kind_and_large_of_others() -> None:
     images, labels = problem.images, problem.labels
     odd = torch.arange(len(images)) % 2 == 1
     blurred = functional.avg_pool2d(images, 5, 1, 2)
-    assert kind_gap(images[odd], images[~odd], (labels[odd], labels[~odd])) < 0.1
-    assert kind_gap(blurred[odd], images[~odd], (labels[odd], labels[~odd])) > 2 * MOST_GAP
-    assert kind_gap(images[odd], 0.7 * images[~odd], (labels[odd], labels[~odd])) > MOST_GAP
-    assert kind_gap(images[labels < 3], images[labels > 6]) > 2 * MOST_GAP
+    assert compare_kinds(images[odd], images[~odd], (labels[odd], labels[~odd])).gap < 0.1
+    assert compare_kinds(blurred[odd], images[~odd], (labels[odd], labels[~odd])).gap > 2 * MOST_GAP
+    assert compare_kinds(images[odd], 0.7 * images[~odd], (labels[odd], labels[~odd])).gap > MOST_GAP
+    assert compare_kinds(images[labels < 3], images[labels > 6]).gap > 2 * MOST_GAP
+
+
+def moved(images: Tensor) -> Tensor:
+    """A kind that is near: a pixel to the right."""
+    return images.roll(1, 3)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["images trained on", "others of their kind"])
+def test_a_near_kind_is_a_control_where_single_images_came_out(digits: tuple[Tensor, Tensor], own: bool) -> None:
+    """Neighbours tell: of images that came out for their kind, held-out ones near to them come out too."""
+    images, labels = digits
+    rows = drawn(labels, 5)
+    training, control, third = (torch.cat([part[k : k + 30] for part in rows]) for k in (0, 30, 60))
+    truth = moved(images[training])
+    shown = truth[::3] if own else moved(images[third])
+    candidates = shown + 0.05 * torch.randn(shown.shape, generator=generator(0))
+    scores = score(candidates, truth, labels[training], images[control], held_out_labels=labels[control])
+    assert scores.p_kind is not None and scores.p_kind <= ANOTHER_KIND
+    assert scores.kind_gap is not None and scores.kind_gap < MOST_GAP
+    assert scores.near["0.9"] > 0.2
+    assert judge(scores, READS).name == ("leaks" if own else "not decided")
+
+
+def test_what_would_come_out_for_its_kind_is_counted_by_all_held_out_images(digits: tuple[Tensor, Tensor]) -> None:
+    """Of one side more images than are compared, of the other fewer: each then stands for more of its own."""
+    images, _ = digits
+    order = torch.randperm(len(images), generator=generator(2))
+    for n, k in ((100, 100), (1000, 200), (200, 1000), (900, 600)):
+        out = {"all": torch.ones(n, dtype=torch.bool), "none": torch.zeros(n, dtype=torch.bool)}
+        kinds = compare_kinds(images[order[:n]], images[order[n : n + k]], came_out=out)
+        assert kinds.near == {"all": pytest.approx(k / (n + k), abs=0.06)}

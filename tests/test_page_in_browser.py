@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from exhume.audit.scores import ImageScore
+from exhume.audit.counts import ImageScore
 from exhume.records import read_tensors, write, write_tensors
 from exhume.report import draw
 from exhume.runs.audit_record import AuditRecord

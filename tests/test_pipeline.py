@@ -15,8 +15,8 @@ from torch import Tensor
 
 import by_hand
 from exhume.attack.methods import Exhume
+from exhume.audit.control import control_images
 from exhume.audit.matching import Matches, match
-from exhume.audit.scores import control_images
 from exhume.candidates import Candidates, join
 from exhume.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exhume.defence.training import TrainingConfig

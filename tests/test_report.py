@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from exhume.audit.scores import sentence
+from exhume.audit.sentence import sentence
 from exhume.errors import InputError
 from exhume.metrics import min_max
 from exhume.records import read_tensors, write, write_tensors

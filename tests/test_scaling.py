@@ -14,7 +14,7 @@ from exhume.audit.verdict import NOT_DECIDED
 from exhume.commands.audit import exit_code
 from exhume.foreign import ForeignNetwork
 from exhume.owner.scaling import ScalingCheck, _scalings
-from exhume.runs.audit import about_scaling
+from exhume.runs.advice import about_scaling
 
 Scale = Callable[[Tensor, Tensor], Tensor]
 SCALES: dict[str, Scale] = {
@@ -121,7 +121,7 @@ def test_a_scaling_that_is_plainly_wrong_is_always_told() -> None:
         read = ForeignNetwork(checkpoint=network, scaling=scaling)  # type: ignore[arg-type]
         check = check_scaling(replace(network, centre=centre), problem.images, problem.labels)
         (told,) = about_scaling(read, check, plain=True)
-        assert "try --mean images." in told
+        assert "If it was trained on these, try --mean images." in told
         assert told.endswith("was it so in training?") == (scaling == "the user")
 
 

@@ -231,8 +231,8 @@ def test_a_start_that_no_generator_made_is_not_found_and_nothing_comes_out(
     assert "Not known What its training began with. Not found (" in said and "Found in them" not in said
     assert run(f"reconstruct run {ATTACK}") == 0
     assert len(searches) == 1  # what was not found is not looked for again
-    # the same network gives its digits away to whoever knows the start
-    torch.save(trained.initial, "initial.pt")
+    # the same network gives its digits away to whoever knows the start, by whatever names
+    torch.save({f"body.{name}": tensor for name, tensor in trained.initial.items()}, "initial.pt")
     assert run(f"reconstruct told {FOREIGN} {ATTACK} --initial initial.pt") == 0
     came_out, control = count("told")
     assert came_out >= 25 and control <= 3

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from exhume.audit.counts import Counts, ImageScore, Picked, Seconds, Ssim
 from exhume.audit.readability import Readability
-from exhume.audit.scores import Counts, ImageScore, Picked, Seconds, Ssim, sentence
+from exhume.audit.sentence import sentence
 from exhume.audit.verdict import GIVING, Applicability, judge
 
 LEVELS = ("0.7", "0.8", "0.9", "0.95")
@@ -138,17 +139,35 @@ def test_a_control_of_another_kind_proves_and_clears_nothing(recovered: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("gap", "recovered", "leaks"),
-    [(0.05, 44, True), (0.05, 25, False), (0.139, 60, False), (0.139, 90, True), (0.2, 99, False)],
+    ("gap", "near", "recovered", "held_out", "leaks"),
+    [
+        (0.08, 0.44, 38, 1, True),  # other writers, images that came out for being trained on
+        (0.08, 0.44, 12, 0, False),  # too few to tell
+        (0.08, 0.1, 38, 1, False),  # held-out images of their kind are as rare
+        (0.13, 0.2, 40, 9, False),  # ones among fewer ones
+        (0.08, None, 38, 1, False),  # an older record, which does not say
+        (0.25, 0.44, 99, 0, False),  # kinds far apart
+    ],
 )
-def test_kinds_that_are_near_to_each_other_decide_where_the_lead_is_large(
-    gap: float, recovered: int, leaks: bool
+def test_kinds_that_are_near_to_each_other_decide_where_they_do_not_explain_the_lead(
+    gap: float, near: float | None, recovered: int, held_out: int, leaks: bool
 ) -> None:
-    """Digits of other writers, for example: they explain a difference of some images, and not of 40 in 100."""
-    scores = replace(counted("0.9", recovered, 1, 1e-9, 1e-9), p_kind=2e-4, kind_gap=gap)
+    known = {} if near is None else {"0.9": near}
+    scores = replace(counted("0.9", recovered, held_out, 1e-9, 1e-9), p_kind=2e-4, kind_gap=gap, near=known)
     judgement = judge(scores, READS)
     assert judgement.name == ("leaks" if leaks else "not decided")
     assert any("somewhat other kind" in reason for reason in judgement.reasons) == leaks
+
+
+@pytest.mark.parametrize(("p_kind", "leaks"), [(0.3, True), (0.01, False)])
+def test_where_kinds_may_differ_a_count_that_their_difference_explains_is_no_leak(p_kind: float, leaks: bool) -> None:
+    """As of ones beside a control with half as many: 20 of 100 came out, 4 held-out ones, a fifth of those near."""
+    scores = replace(counted("0.9", 20, 4, 5e-4, 1e-4), p_kind=p_kind, kind_gap=0.05, near={"0.9": 0.2})
+    assert judge(scores, READS).name == ("leaks" if leaks else "not decided")
+    assert judge(replace(scores, near={"0.9": 0.5}), READS).name == "leaks", "its kind is held out as often"
+    assert judge(replace(counted("0.9", 0, 0, 1.0, 1e-5), p_kind=p_kind), READS).name == (
+        "leaks" if leaks else "not decided"
+    )
 
 
 @pytest.mark.parametrize("reason", ["", "Its weights were drawn."])

@@ -16,7 +16,7 @@ from .audit.readability import Readability as Readability
 from .audit.readability import fates as fates
 from .audit.readability import readability as readability
 from .audit.scores import score as score
-from .audit.scores import sentence as sentence
+from .audit.sentence import sentence as sentence
 from .audit.verdict import Applicability as Applicability
 from .audit.verdict import Judgement as Judgement
 from .audit.verdict import judge as judge

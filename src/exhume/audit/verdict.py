@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from exhume.audit.readability import Readability
-from exhume.audit.scores import (
+from exhume.audit.counts import HEADLINE, Counts
+from exhume.audit.doubts import (
     ANOTHER,
-    HEADLINE,
     SOMEWHAT,
     SUSPICION,
-    Counts,
     differs,
     is_another_kind,
     is_suspect,
+    may_be_kind,
+    may_differ,
 )
+from exhume.audit.readability import Readability
 from exhume.audit.significance import SIGNIFICANT, fisher
 
 Verdict = Literal["leaks", "nothing found", "does not apply"]
@@ -217,7 +218,7 @@ def _strength(scores: Counts) -> Strength:
         return "plainly"
     if rank < IN_PART and _proving(scores):
         return "in part"
-    return "traces" if rank < TRACES else "none"
+    return "traces" if rank < TRACES and not may_differ(scores) else "none"
 
 
 def _proving(scores: Counts) -> list[str]:
@@ -228,8 +229,9 @@ def _proving(scores: Counts) -> list[str]:
 
 
 def _proves(scores: Counts, level: str, below: float) -> bool:
-    """More than chance gives, and more than the mean image gives, which the attacker knows."""
-    return scores.p_values.get(level, 1.0) < below and scores.recovered[level] > scores.mean_alone[level]
+    """More than chance gives, more than the mean image gives, which the attacker knows, and not for their kind."""
+    more = scores.p_values.get(level, 1.0) < below and scores.recovered[level] > scores.mean_alone[level]
+    return more and not may_be_kind(scores, level)
 
 
 def _evidence(scores: Counts, strength: Strength) -> tuple[str, ...]:

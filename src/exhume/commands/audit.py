@@ -16,6 +16,7 @@ from exhume.audit.readability import Fate
 from exhume.audit.verdict import MOST_NAMED, NOT_DECIDED
 from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.commands.display import bars, bars_console, console, print_picked, print_scores, print_verdict
+from exhume.commands.initial import initial_from
 from exhume.commands.normalising import load_numbers
 from exhume.commands.study import check_workers, use_threads
 from exhume.devices import Device
@@ -27,13 +28,14 @@ from exhume.problems.owned import OwnedImages, Split, load_images
 from exhume.progress import ProgressCallback
 from exhume.records import replace_file
 from exhume.report import draw
-from exhume.runs.audit import Source, audit_run, finished_audit, fitted, scaling_hint, scaling_of
+from exhume.runs.advice import scaling_hint, scaling_of
+from exhume.runs.audit import Source, audit_run, finished_audit
 from exhume.runs.audit_record import EXPLAINED, AuditRecord
 from exhume.runs.audits import audit_row, folders_of, model_files
 from exhume.runs.defences import DEFENCES, DefenceRow
+from exhume.runs.fitted import fitted
 from exhume.runs.folders import map_folders
 from exhume.runs.schema import ScoresRecord, read_record
-from exhume.runs.start import with_weights
 from exhume.runs.store import FILES
 from exhume.runs.tables import Row, table_csv, table_text
 from exhume.tuning.workers import choose_workers
@@ -244,22 +246,16 @@ class Audit:
         return replace(network, checkpoint=replace(checkpoint, centre=centre), scaling=scaling)
 
     def _initial(self, trained: Checkpoint) -> Checkpoint | None:
-        """The public weights, read as the trained ones were; a last layer that they do not have counts as frozen."""
+        """The public weights, read as the trained ones were."""
         if self.initial is None:
             return None
         path = self.initial / FOUND if (self.initial / FOUND).is_file() else self.initial
-        tried: list[tuple[str, Path | None]] = [(str(path), None)]
-        if ".py:" in (self.model or ""):  # whose names it has, or those of a plain file
-            tried.insert(0, (str(self.model), path))
-        errors = []
-        for source, weights in tried:
-            try:
-                read = self._read(source, weights, trained.shape, None, layout=layout_of(trained))
-            except InputError as error:
-                errors.append(error)
-            else:
-                return with_weights(trained, read.checkpoint.weights)
-        raise errors[0]
+        return initial_from(
+            path,
+            trained,
+            self.model,
+            lambda source, weights: self._read(source, weights, trained.shape, None, layout=layout_of(trained)),
+        )
 
     def _read(
         self, source: str, weights: Path | None, shape: Shape, task: Task | None, *, layout: str | None = None

@@ -20,7 +20,9 @@ from rich.progress import (
 )
 
 from exhume.attack.find_start import Evidence
-from exhume.audit.scores import HEADLINE, Counts, Picked, about_control, sentence
+from exhume.audit.counts import HEADLINE, Counts, Picked
+from exhume.audit.doubts import about_control
+from exhume.audit.sentence import sentence
 from exhume.audit.significance import Interval
 from exhume.audit.verdict import Judgement
 from exhume.commands.tracking import TRACKERS

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +24,7 @@ from exhume.commands.display import (
     print_verdict,
     progress_display,
 )
+from exhume.commands.initial import initial_from
 from exhume.commands.normalising import load_centre, load_numbers
 from exhume.commands.study import use_threads
 from exhume.defence.training import TrainingConfig
@@ -214,7 +216,8 @@ class Reconstruct:
     channels: Literal["rgb", "bgr"] = "rgb"
     """With --checkpoint: the order of its channels."""
     initial: Path | None = None
-    """The weights that its training began with, if they are known: a run, or a .pt or .pth state dict."""
+    """The weights that its training began with, if they are known: a run, or a file of weights; layers of other names
+    are taken in their order."""
     find_start: bool = True
     """Do not look in the weights for what training began with. Without this flag they are searched, unless --initial
     says it: for seconds, or for minutes where the first layer shows an initialisation."""
@@ -279,17 +282,16 @@ class Reconstruct:
         if self.initial is None or self.initial.is_dir():
             return load_checkpoint(self.initial) if self.initial else None
         trained = foreign or load_checkpoint(self.run)
-        code = self.checkpoint if self.checkpoint is not None and ".py:" in self.checkpoint else None
         activation = trained.network.activation if isinstance(trained.network, NetworkConfig) else self.activation
-        return read_network(
-            code or self.initial,
+        read = partial(
+            read_network,
             shape=trained.shape,
             task=trained.task,
-            weights=self.initial if code else None,
             activation=activation,
             layout=layout_of(trained),
             channels=self.channels,
-        ).checkpoint
+        )
+        return initial_from(self.initial, trained, self.checkpoint, lambda source, of: read(source, weights=of))
 
     @classmethod
     def before(cls, argv: Sequence[str]) -> "Reconstruct":

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from exhume.attack.find_start import chance
 from exhume.attack.methods.input_subspace import REWEIGHT_EVERY
+from exhume.audit.counts import HEADLINE
+from exhume.audit.doubts import about_control, is_another_kind
 from exhume.audit.membership import tells_apart
-from exhume.audit.scores import HEADLINE, about_control, is_another_kind, sentence
+from exhume.audit.sentence import sentence
 from exhume.audit.verdict import NOT_DECIDED, Judgement, judge
 from exhume.checkpoint import Description
 from exhume.errors import InputError

@@ -6,8 +6,8 @@ from math import isnan
 
 from torch import Tensor
 
+from exhume.audit.counts import HEADLINE, Counts
 from exhume.audit.matching import merge
-from exhume.audit.scores import HEADLINE, Counts
 from exhume.networks import Task
 from exhume.report import figures
 from exhume.report.words import fine_percent, percent

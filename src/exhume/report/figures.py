@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from exhume.audit.scores import HEADLINE, Counts
+from exhume.audit.counts import HEADLINE, Counts
 from exhume.metrics import min_max
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from exhume.audit.scores import HEADLINE
+from exhume.audit.counts import HEADLINE
 from exhume.report.words import typeset
 
 if TYPE_CHECKING:

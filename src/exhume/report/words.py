@@ -3,8 +3,9 @@
 import re
 
 from exhume.attack.methods import Exhume
+from exhume.audit.counts import HEADLINE, Counts
+from exhume.audit.doubts import is_another_kind
 from exhume.audit.readability import Fate
-from exhume.audit.scores import HEADLINE, Counts, is_another_kind
 from exhume.audit.significance import SIGNIFICANT
 from exhume.audit.verdict import Judgement
 from exhume.defence.training import TrainingConfig

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from exhume.audit.counts import HEADLINE
 from exhume.audit.membership import Membership
 from exhume.audit.readability import Fate
-from exhume.audit.scores import HEADLINE
 from exhume.audit.verdict import Applicability, Judgement
 from exhume.owner.examine import Explained
 from exhume.owner.scaling import ScalingCheck

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from exhume.audit.scores import HEADLINE
+from exhume.audit.counts import HEADLINE
 from exhume.errors import InputError
 from exhume.runs.audit_record import AuditRecord
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, read_record

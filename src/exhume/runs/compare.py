@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from exhume.attack.methods import name_of
-from exhume.audit.scores import HEADLINE
+from exhume.audit.counts import HEADLINE
 from exhume.errors import InputError
 from exhume.runs.audit_record import AuditRecord
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, TrainingRecord, read_record

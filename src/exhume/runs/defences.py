@@ -9,7 +9,8 @@ from torch import nn
 
 from exhume.attack.methods import Exhume
 from exhume.attack.reconstruct import reconstruct
-from exhume.audit.scores import HEADLINE, score
+from exhume.audit.counts import HEADLINE
+from exhume.audit.scores import score
 from exhume.checkpoint import Checkpoint
 from exhume.defence.privacy import epsilon
 from exhume.defence.training import TrainingConfig, train

@@ -13,8 +13,9 @@ from exhume.attack.interruption import OtherState, ReconstructionState
 from exhume.attack.methods import Exhume
 from exhume.attack.reconstruct import reconstruct
 from exhume.attack.search import Method
+from exhume.audit.counts import Counts, Seconds
 from exhume.audit.matching import Matches
-from exhume.audit.scores import Counts, Scores, Seconds, score
+from exhume.audit.scores import Scores, score
 from exhume.candidates import Candidates, join
 from exhume.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exhume.defence.losses import resolve_loss

@@ -9,7 +9,7 @@ from exhume import records
 from exhume.attack.find_start import Evidence, StartSearch, WayTried
 from exhume.attack.methods import METHODS, name_of
 from exhume.attack.search import Method
-from exhume.audit.scores import Counts
+from exhume.audit.counts import Counts
 from exhume.candidates import Assumptions, HistoryPoint
 from exhume.defence.training import TrainingConfig, TrainingPoint
 from exhume.errors import InputError

@@ -1,0 +1,97 @@
+"""Whether the held-out images are a control: of the same kind as the training images, and never trained on."""
+
+from exhume.audit.counts import HEADLINE, THRESHOLDS, Counts
+from exhume.audit.kind import ANOTHER_KIND, MOST_GAP
+from exhume.audit.significance import fisher
+
+SUSPECT = 1e-3
+"""Chance of so many held-out images that came out, by those that training images resemble, below which the control is
+taken for one that was trained on. The benchmark's controls have 5 beside 2 at most."""
+SUSPICION = (
+    "The held-out images came out too, more of them than resemble a training image: were they trained on? "
+    "Then they are no control."
+)
+
+
+DOUBTED = 0.05
+"""Chance of such neighbours from which on no difference of kinds is asked about: one in twenty that is none."""
+UNLIKELY = 0.01
+"""Chance of so few held-out images, if what came out came out for its kind, below which it did not."""
+HALVED = 0.5
+"""Of the held-out images that ought to come out, the share that is counted on where kinds plainly differ: neighbours
+see a kind only coarsely. Of 78 pairs of changed and unchanged digits (blurred, dimmed, moved, turned, thickened) and 21
+mixes of ones, with candidates that show other images of one side's kind, no lead at 0.9 was called no chance so."""
+SOMEWHAT = "The held-out images are of a somewhat other kind, and the lead is larger than that would explain"
+ANOTHER = "The held-out images are of another kind than the training images, so they are no control"
+
+
+def differs(scores: Counts) -> bool:
+    """Whether the held-out images are plainly not of exactly the same kind as the training images."""
+    return scores.p_kind is not None and scores.p_kind <= ANOTHER_KIND
+
+
+def is_another_kind(scores: Counts) -> bool:
+    """Whether the held-out images are of another kind than the training images, so that they are no control.
+
+    Where the kinds are near to each other they are one for a lead that such a difference does not explain.
+    """
+    return differs(scores) and not leads(scores)
+
+
+def leads(scores: Counts) -> bool:
+    """Whether more training images came out than a difference between kinds that are near to each other explains."""
+    near = scores.kind_gap is not None and scores.kind_gap <= MOST_GAP
+    return near and by_kind(scores, HEADLINE) < UNLIKELY
+
+
+def may_differ(scores: Counts) -> bool:
+    """Whether the kinds may differ, so that what all similarities together say may be their difference."""
+    return scores.p_kind is not None and scores.p_kind < DOUBTED
+
+
+def may_be_kind(scores: Counts, level: str) -> bool:
+    """Whether images may have come out at a threshold for their kind: the kinds may differ, and that explains it."""
+    return may_differ(scores) and level in scores.near and by_kind(scores, level) >= UNLIKELY
+
+
+def by_kind(scores: Counts, level: str) -> float:
+    """The chance of so few held-out images among those that came out, if an image came out for its kind alone.
+
+    Each that came out would then be a held-out one as often as its neighbours are (`Counts.near`), half as often where
+    the kinds plainly differ. 1 where that is not known.
+    """
+    from scipy.stats import binom  # noqa: PLC0415
+
+    if level not in scores.near:
+        return 1.0
+    share = scores.near[level] * (HALVED if differs(scores) else 1.0)
+    return float(binom.cdf(scores.null[level], scores.null[level] + scores.recovered[level], share))
+
+
+def about_control(scores: Counts) -> str:
+    """How many of the held-out images are the control, and why not all, in a sentence; "" where all are."""
+    if not scores.held_out or scores.given in (None, scores.held_out):
+        return ""
+    each = "of each class as many as there are training images of it, or all if there are fewer"
+    why = "as many as there are training images" if scores.held_out == scores.images else each
+    return f"The control is {scores.held_out} of the {scores.given} held-out images: {why}."
+
+
+def no_control(scores: Counts) -> str:
+    """Why the held-out images are no control, in a sentence; "" where they are one, or none were given."""
+    if is_another_kind(scores):
+        return f"{ANOTHER} (nearest neighbours, p = {scores.p_kind:.1g})."
+    return SUSPICION if is_suspect(scores) else ""
+
+
+def is_suspect(scores: Counts) -> bool:
+    """Whether so many held-out images came out that the network must have been trained on them.
+
+    Compared, by Fisher's exact test, with how many resemble a training image or, as training images do, the mean.
+    """
+    for level in (HEADLINE, THRESHOLDS[-1]) if scores.held_out else ():
+        by_mean = round(scores.mean_alone[level] * scores.held_out / scores.images)
+        expected = min(scores.held_out, max(scores.null_perfect[level], by_mean))
+        if fisher(scores.null[level], scores.held_out, expected, scores.held_out) < SUSPECT:
+            return True
+    return False
