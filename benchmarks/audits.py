@@ -163,10 +163,11 @@ def measured(row: Row, folder: Path, device: str) -> dict[str, str]:
     record = audit_run(folder / "audit", network, mine, source, initial=public, device=device, overwrite=True)
     scores = read_record(folder / "audit" / "scores.json", ScoresRecord)
     verdict = record.judgement.verdict
+    told = "not decided" if record.judgement.name == "not decided" else f"{verdict} ({record.judgement.strength})"
     return {
         "network": row.what,
         "saved as": row.form,
-        "verdict": f"{verdict} ({record.judgement.strength})",
+        "verdict": told,
         "right": "yes" if (verdict == "leaks") == row.own else "shows nothing" if row.own else "NO",
         "NCC >= 0.9": f"{scores.recovered['0.9']} [{scores.null['0.9']}] of {scores.images}",
         "rank test": "-" if scores.p_rank is None else f"{scores.p_rank:.1g}",
