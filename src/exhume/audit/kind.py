@@ -55,17 +55,17 @@ def compare_kinds(
     similarity does not see brightness; of the two the one that says more against the control counts.
 
     p_value: the nearest-neighbour test of two samples (Schilling 1986, Henze 1988): how many of the ten nearest
-    neighbours of an image are on its own side? The same is counted after random divisions; two p-values are corrected
-    for. gap: by how much the share of training images among an image's neighbours is other than after random divisions,
-    on average over the training images or over the held-out ones, the largest; so it sees images that lie near to
-    everything too, as blurred ones do. near: the mean share of held-out images among the neighbours of the training
-    images that came out. Where images come out for their kind, held-out images of that kind, which lie near, must come
-    out in proportion.
+    neighbours of an image are on its own side? And how many are training images at all: blurred images, which lie near
+    to everything, are neighbours of both sides. The same is counted after random divisions; the smallest of the four
+    p-values counts four times. gap: by how much the share of training images among an image's neighbours is other than
+    after random divisions, on average over the training images or over the held-out ones, the largest. near: the mean
+    share of held-out images among the neighbours of the training images that came out. Where images come out for their
+    kind, held-out images of that kind, which lie near, must come out in proportion.
 
         >>> images = torch.rand(60, 1, 6, 6, generator=torch.Generator().manual_seed(0))
         >>> alike, darker = compare_kinds(images[:30], images[30:]), compare_kinds(images[:30], images[30:] / 2)
         >>> alike.p_value > 0.05, darker.p_value
-        (True, 0.0002)
+        (True, 0.0004)
         >>> alike.gap < MOST_GAP < darker.gap
         True
 
@@ -76,20 +76,22 @@ def compare_kinds(
     pool, training, of_classes, rows = _mixed(images, held_out, classes)
     generator = torch.Generator().manual_seed(0)
     near = [_neighbours(view) for view in _alike(pool)]
-    seen = [_same_side(training[None], neighbours) for neighbours in near]
-    as_many, by_chance = torch.zeros(len(near)), torch.zeros(len(near), 2)
-    for begin in range(0, SHUFFLES, AT_ONCE):
-        divided = training[shuffled(of_classes, min(AT_ONCE, SHUFFLES - begin), generator)]
-        as_many += torch.stack([(_same_side(divided, near[i]) >= seen[i]).sum() for i in range(len(near))])
-        if begin == 0:  # enough for a mean
-            by_chance = torch.stack([_shares(divided, neighbours).mean(1) for neighbours in near])
-    shares = torch.stack([_shares(training[None], neighbours)[:, 0] for neighbours in near])
+    seen = torch.stack([_training_near(training[None], neighbours) for neighbours in near])
+    divisions = (
+        training[shuffled(of_classes, min(AT_ONCE, SHUFFLES - begin), generator)]
+        for begin in range(0, SHUFFLES, AT_ONCE)
+    )
+    chance = torch.cat([torch.stack([_training_near(some, one) for one in near]) for some in divisions], 2)
+    slots = near[0].shape[1] * torch.tensor([int(training.sum()), int((~training).sum())])[:, None]
+    as_many = torch.cat(
+        [_own_side(chance, slots) >= _own_side(seen, slots), _hubs(chance, chance) >= _hubs(seen, chance)]
+    )
     # Where of one side fewer are compared than there are, each of it stands for more.
     odds = (len(held_out) / (~training).sum()) / (len(images) / training.sum())
     out = {name: (training & of[rows.clamp_max(len(images) - 1)]) for name, of in (came_out or {}).items()}
     return Kinds(
-        p_value=min(1.0, len(near) * (1 + int(as_many.min())) / (1 + SHUFFLES)),
-        gap=float((shares - by_chance).abs().max()),
+        p_value=min(1.0, len(as_many) * (1 + int(as_many.sum(1).min())) / (1 + SHUFFLES)),
+        gap=float(((seen - chance.double().mean(2, keepdim=True)) / slots).abs().max()),
         near={
             name: min(_held_out_share(training, neighbours, of, float(odds)) for neighbours in near)
             for name, of in out.items()
@@ -104,10 +106,22 @@ def _held_out_share(training: Tensor, neighbours: Int[Tensor, "p q"], of: Bool[T
     return float((odds * share / (odds * share + 1 - share)).mean())
 
 
-def _shares(divided: Tensor, neighbours: Int[Tensor, "p q"]) -> Float[Tensor, "2 shuffles"]:
-    """Of each division, the share of training images among the neighbours of training and of held-out images."""
-    near = torch.stack([divided[:, column] for column in neighbours.T]).float().mean(0)
-    return torch.stack([(near * side).sum(1) / side.sum(1).clamp_min(1) for side in (divided, ~divided)])
+def _training_near(divided: Bool[Tensor, "shuffles p"], neighbours: Int[Tensor, "p q"]) -> Int[Tensor, "2 shuffles"]:
+    """Of each division, how many neighbours of training images, and of held-out ones, are training images."""
+    near = torch.stack([divided[:, column] for column in neighbours.T]).sum(0)
+    return torch.stack([(near * side).sum(1) for side in (divided, ~divided)])
+
+
+def _own_side(counts: Int[Tensor, "views 2 shuffles"], slots: Int[Tensor, "2 1"]) -> Int[Tensor, "views shuffles"]:
+    """How many neighbours are on the side of their image."""
+    return counts[:, 0] + slots[1] - counts[:, 1]
+
+
+def _hubs(
+    counts: Int[Tensor, "views 2 shuffles"], chance: Int[Tensor, "views 2 others"]
+) -> Float[Tensor, "views shuffles"]:
+    """By how much more or fewer neighbours than by chance are training images."""
+    return (counts.sum(1) - chance.sum(1).double().mean(1, keepdim=True)).abs()
 
 
 def _mixed(
@@ -136,8 +150,3 @@ def _alike(pool: Float[Tensor, "p c h w"]) -> list[Float[Tensor, "p p"]]:
 
 def _neighbours(alike: Float[Tensor, "p p"]) -> Int[Tensor, "p q"]:
     return alike.fill_diagonal_(-torch.inf).topk(min(NEIGHBOURS, max(1, len(alike) // NEAR))).indices
-
-
-def _same_side(training: Tensor, neighbours: Int[Tensor, "p q"]) -> Int[Tensor, " shuffles"]:
-    """Of each division, [shuffles, p], how many neighbours are on the side of their image."""
-    return torch.stack([(training[:, column] == training).sum(1) for column in neighbours.T]).sum(0)
