@@ -4,14 +4,17 @@
     EXHUME_DATA=path/to/data python -m benchmarks.ordinary digits-adam lenet-adam --repeats 2 --device cuda
 
 Each row draws its seed from the system (`torch.seed()`). It is attacked three times with default settings: with nothing
-known, with the start that `find_start` found, and with the true start. Where it is found the last two agree. A network
-that is not recognised (BatchNorm between dense layers) is only searched for its start.
+known, with the start that `find_start` found, and with the true start. Where it is found the last two agree. A dense
+network is attacked a fourth time, with the start found and the optimiser's state that a training checkpoint has beside
+the weights. A network that is not recognised (BatchNorm between dense layers) is only searched for its start.
 """
 
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import tyro
@@ -19,15 +22,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tyro.conf import Positional
 
-from exhume.architecture import recognise
+from exhume.architecture import MLP, recognise
 from exhume.attack.find_start import SearchOutcome, StartSearch, find_start
 from exhume.attack.methods import Exhume
 from exhume.attack.reconstruct import reconstruct
 from exhume.audit.counts import Counts
 from exhume.audit.matching import match
 from exhume.audit.scores import score
+from exhume.checkpoint import Checkpoint
 from exhume.defence.training import shifted
 from exhume.devices import choose_device
+from exhume.foreign import read_network
 from exhume.networks import CentredNetwork
 from exhume.problems import Problem, Selection, load_problem
 from exhume.runs.tables import table_markdown
@@ -155,7 +160,7 @@ def measured(name: str, row: Ordinary, device: str) -> dict[str, str]:
     """One line of the table."""
     problem = load_problem(row.problem, Selection(per_class=row.per_class))
     torch.seed()
-    start, network = trained(row, problem)
+    start, network, optimiser = trained(row, problem)
     place = choose_device(device)
     began = time.perf_counter()
     outcome = find_start(network, StartSearch(ways=WAYS, device=place.type))
@@ -171,11 +176,17 @@ def measured(name: str, row: Ordinary, device: str) -> dict[str, str]:
     for what, initial in known.items():
         attacked = recognise(network) is not None and (what == "nothing" or initial is not None)
         line[f"{what} known"] = counted(network, problem, initial, place) if attacked else "-"
+    line["found, and the optimiser's state"] = "-"
+    if outcome.start and isinstance(recognise(network), MLP):
+        checkpoint = with_state(network, optimiser, problem)
+        names = dict(zip((name for name, _ in network.named_parameters()), checkpoint.parameters, strict=True))
+        initial = {names[name]: value for name, value in outcome.start.initial.items()}
+        line["found, and the optimiser's state"] = counted(checkpoint, problem, initial, place)
     return line
 
 
-def trained(row: Ordinary, problem: Problem) -> tuple[nn.Module, nn.Module]:
-    """The network as it began, and as training left it."""
+def trained(row: Ordinary, problem: Problem) -> tuple[nn.Module, CentredNetwork, torch.optim.Optimizer]:
+    """The network as it began, as training left it, and its optimiser."""
     images, labels = problem.images, problem.labels
     network = CentredNetwork(images.mean(0), row.layers(problem))
     start = copy.deepcopy(network).eval()
@@ -186,7 +197,17 @@ def trained(row: Ordinary, problem: Problem) -> tuple[nn.Module, nn.Module]:
             optimiser.zero_grad()
             functional.cross_entropy(network(batch), labels[rows]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    return start, network.eval()
+    return start, network.eval(), optimiser
+
+
+def with_state(network: CentredNetwork, optimiser: torch.optim.Optimizer, problem: Problem) -> Checkpoint:
+    """A dense network read back from a training checkpoint as scripts save it; the mean of its images is known."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt"
+        torch.save({"model": network.layers.state_dict(), "optimizer": optimiser.state_dict()}, path)
+        channels, height, width = problem.images.shape[1:]
+        read = read_network(path, shape=(channels, height, width), task=problem.task).checkpoint
+    return replace(read, centre=problem.images.mean(0))
 
 
 def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -194,7 +215,9 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
         return float((network(images).argmax(1) == labels).float().mean())
 
 
-def counted(network: nn.Module, problem: Problem, initial: Mapping[str, Tensor] | None, place: torch.device) -> str:
+def counted(
+    network: nn.Module | Checkpoint, problem: Problem, initial: Mapping[str, Tensor] | None, place: torch.device
+) -> str:
     """NCC >= 0.9 and >= 0.8 [held out], and the confident candidates with how many of them are right."""
     centre = problem.images.mean(0)
     found = reconstruct(network, Exhume(), task=problem.task, centre=centre, initial=initial, device=place)

@@ -184,7 +184,7 @@ def measured(problem: Problem, method: Exhume, epochs: int) -> list[dict[str, st
     small = reconstruct(train(problem, config).checkpoint, method)
     torch.manual_seed(method.seed)
     row = Ordinary(problem=problem.name, per_class=0, layers=mlp(300, 300), optimiser=sgd(0.05 * rate / 0.5), epochs=60)
-    start, network = trained(row, problem)
+    start, network, _ = trained(row, problem)
     known = attacked(network, start, problem, method)
     return [told(problem, "small initialisation", small), told(problem, "SGD in batches, start known", known)]
 

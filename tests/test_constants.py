@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from exhume import Exhume, NetworkConfig, Problem, Selection, TrainingConfig, load_problem, train
 from exhume.architecture import MLP, as_mlp
-from exhume.attack import analysis, confidence, known_init, optimisation, priors, residuals, spectrum
+from exhume.attack import analysis, confidence, known_init, momentum, optimisation, priors, residuals, spectrum
 from exhume.attack import muon as muon_step
 from exhume.attack.analysis import REGIMES
 from exhume.attack.spectrum import Subspace, first_layer
@@ -234,7 +234,7 @@ def muon(*slopes: Tensor) -> Tensor:
     return images.detach()
 
 
-def momentum() -> bool:
+def goes_on() -> bool:
     """A step goes on against a slope of 0.41 of the one before, and turns at 0.445."""
     slope = torch.outer(torch.ones(4), torch.ones(25))
     once = muon(slope)
@@ -285,6 +285,22 @@ def decay_must_explain() -> bool:
         return known_init.retained_share(0.9 * start + size * other, start) < 1
 
     return told(0.45) and not told(0.55)
+
+
+def float32_rounding() -> bool:
+    """Each value is half the one before: 2^-23 is 1.2e-7 of the largest, 2^-24 is 0.6e-7."""
+    return momentum.rank_above_rounding(0.5 ** torch.arange(100, dtype=torch.float64)) == 24
+
+
+def span_holds() -> bool:
+    """A direction that holds 0.93 of the energy of the strongest, and one that holds 0.91."""
+    both = torch.eye(2, dtype=torch.float64)
+    space = Subspace(basis=both[:, :1], first=both[:, :1], singular=torch.ones(1, dtype=torch.float64), biased=False)
+
+    def holds(share: float) -> bool:
+        return analysis._holds(torch.tensor([[share**0.5], [(1 - share) ** 0.5]], dtype=torch.float64), space)
+
+    return holds(0.93) and not holds(0.91)
 
 
 def chance(agreed: float) -> float:
@@ -447,10 +463,12 @@ CASES = [
     Case(priors, "BINARY_SHARE", (0.4, 0.6), binary_share),
     Case(priors, "NO_MEAN", (0.002, 0.003), no_mean),
     Case(analysis, "BLANK", (0.015, 0.025), blank),
+    Case(analysis, "SPAN_HOLDS", (0.9, 0.94), span_holds),
+    Case(momentum, "FLOAT32_ROUNDING", (0.5e-7, 1.3e-7), float32_rounding),
     Case(analysis, "SMALLEST_PICTURE", (2, 4), smallest_picture),
     Case(optimisation, "FEWEST_CANDIDATES", (150, 250), fewest_candidates),
     Case(optimisation, "CANDIDATES_PER_IMAGE", (1, 3), candidates_per_image),
-    Case(optimisation, "MOMENTUM", (0.85, 0.94), momentum),
+    Case(optimisation, "MOMENTUM", (0.85, 0.94), goes_on),
     Case(optimisation, "FINAL_RATE", (0.015, 0.025), final_rate),
     Case(muon_step, "TINY", (1e-7,), tiny),
     Case(known_init, "UNTRAINED_SHARE", (3, 5), untrained_share),

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exhume.attack.methods import Exhume
-from exhume.attack.momentum import momentum_target
+from exhume.attack.momentum import momentum_target, within_momentum
 from exhume.attack.reconstruct import reconstruct
+from exhume.attack.spectrum import first_layer_spectrum
+from exhume.attack.target import make_target
 from exhume.audit.scores import score
 from exhume.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from exhume.errors import InputError
@@ -154,6 +156,93 @@ def test_an_audit_speaks_of_what_was_searched(tmp_path: Path) -> None:
     assert record.next_steps[-1].startswith("The file holds the optimiser's state beside the weights, and images come")
     assert all(image.confidence is None for image in record.images)
     assert any(one.signal == "share of the momentum" for one in record.membership)
+
+
+@pytest.fixture(scope="module")
+def by_adam(tmp_path_factory: pytest.TempPathFactory) -> tuple[Problem, Checkpoint, dict[str, Tensor]]:
+    """Forty digits, a checkpoint of their training by Adam, and the weights that it began with."""
+    problem = load_problem("mnist-digits", Selection(per_class=4, data_dir="installed"))
+    module, optimiser, _ = trained(problem, OPTIMISERS["Adam"][0], epochs=12, width=150)
+    checkpoint = checkpoint_of(module, optimiser, tmp_path_factory.mktemp("adam") / "model.pt")
+    start = {f"{int(name[0]) + 1}{name[1:]}": value.detach() for name, value in network(150).named_parameters()}
+    return problem, replace(checkpoint, centre=problem.images.mean(0)), start
+
+
+def test_the_momentum_spans_the_images_and_what_adam_changed_does_not(
+    by_adam: tuple[Problem, Checkpoint, dict[str, Tensor]],
+) -> None:
+    problem, checkpoint, start = by_adam
+    target = within_momentum(make_target(checkpoint, initial=start), checkpoint)
+    assert target.span is not None
+    assert target.span.basis.shape == (785, 40)
+    assert target.span.discarded < 1e-7
+    seen = torch.cat([target.as_inputs(problem.images).flatten(1), torch.ones(40, 1)], 1)
+    within = (seen @ target.span.basis).norm(dim=1) / seen.norm(dim=1)
+    assert within.min() > 0.999
+    changed = target.explained_mlp
+    assert changed is not None
+    own = first_layer_spectrum(changed)[1].leading(40).basis
+    assert ((seen @ own).norm(dim=1) / seen.norm(dim=1)).max() < 0.98
+    found = Exhume().analyse(target)
+    assert found is not None
+    assert (found.assumptions.images, found.assumptions.images_from, found.assumptions.rank) == (40, "momentum", 40)
+    assert found.assumptions.discarded == target.span.discarded
+    given = Exhume(images=30).analyse(target)
+    assert given is not None
+    assert (given.assumptions.images, given.assumptions.images_from, given.assumptions.rank) == (30, "settings", 40)
+
+
+def test_more_comes_out_of_what_adam_changed_within_that_span(
+    by_adam: tuple[Problem, Checkpoint, dict[str, Tensor]],
+) -> None:
+    """The first search explains the change in both; what the second finds in the momentum is not counted."""
+    problem, checkpoint, start = by_adam
+    counts = []
+    for attacked in (replace(checkpoint, momentum={}), checkpoint):
+        found = reconstruct(attacked, Exhume(steps=300, restarts=1), initial=start)
+        count = len(found.images) // (2 if attacked.momentum else 1)
+        first = {name: getattr(found, name)[:count] for name in ("images", "labels", "multipliers", "explained")}
+        one = replace(found, **first, confidence=found.confidence[:count])
+        counts.append(score(one, problem.images, problem.labels, problem.held_out))
+    alone, within = counts
+    assert within.recovered["0.95"] >= 36
+    assert within.null["0.95"] <= 1
+    assert alone.recovered["0.95"] + 8 <= within.recovered["0.95"]
+
+
+def test_a_span_that_does_not_hold_the_change_is_left(
+    by_adam: tuple[Problem, Checkpoint, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """The training went on with a quarter of the images, of which alone the momentum knows in the end."""
+    problem, checkpoint, start = by_adam
+    module = network(150)
+    module.load_state_dict({f"{int(name[0]) - 1}{name[1:]}": value for name, value in checkpoint.weights.items()})
+    optimiser = torch.optim.Adam(module.parameters(), 1e-3)
+    inputs = (problem.images - problem.images.mean(0)).flatten(1)
+    for _ in range(10):
+        optimiser.zero_grad()
+        functional.cross_entropy(module(inputs[::4]), problem.labels[::4]).backward()
+        optimiser.step()
+    later = replace(checkpoint_of(module, optimiser, tmp_path / "model.pt"), centre=checkpoint.centre)
+    target = within_momentum(make_target(later, initial=start), later)
+    assert target.span is not None and target.span.basis.shape == (785, 10)
+    found = Exhume().analyse(target)
+    assert found is not None
+    assert (found.assumptions.images, found.assumptions.images_from) == (100, "nothing")
+
+
+def test_a_momentum_of_many_directions_spans_nothing(
+    by_adam: tuple[Problem, Checkpoint, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """Where decay is taken out of a momentum only nearly, where it was rounded, and where no start is known."""
+    problem, checkpoint, start = by_adam
+    module, optimiser, _ = trained(problem, OPTIMISERS["Adam with decay"][0], epochs=12, width=150)
+    decayed = checkpoint_of(module, optimiser, tmp_path / "model.pt")
+    for attacked in (decayed, checkpoint.half()):
+        assert within_momentum(make_target(attacked, initial=start), attacked).span is None
+    assert within_momentum(make_target(checkpoint), checkpoint).span is None
+    other = replace(checkpoint, momentum={"9.weight": torch.ones(2)})
+    assert within_momentum(make_target(other, initial=start), other).span is None
 
 
 def test_what_cannot_be_explained_is_told(problem: Problem, tmp_path: Path) -> None:

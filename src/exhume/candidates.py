@@ -46,16 +46,17 @@ class Assumptions:
     """What the attacker took for granted, or read from the weights, before searching.
 
     regime: the row of REGIMES (attack/analysis.py) that the weights chose; None: all parameters are believed;
-    images: number of training images assumed; images_from: "weights" (read from the spectrum), "settings" (given) or
-    "nothing" (a guess, where the first layer tells nothing); rank: dimension of the subspace that is searched in the
-    first layer (0: not used); discarded: largest discarded singular value, relative to the largest (None: not used);
-    layers: parameters whose stationarity is asked for; smoothness: weight of the total variation; binary_prior: weight
-    of grey pixels; known_init: what is read of a known start; None: the start is unknown.
+    images: number of training images assumed; images_from: "weights" (read from the spectrum), "momentum" (from that of
+    the optimiser's momentum), "settings" (given) or "nothing" (a guess, where the first layer tells nothing); rank:
+    dimension of the subspace that is searched in the first layer (0: not used); discarded: largest discarded singular
+    value, relative to the largest, of what the subspace was read from (None: not used); layers: parameters whose
+    stationarity is asked for; smoothness: weight of the total variation; binary_prior: weight of grey pixels;
+    known_init: what is read of a known start; None: the start is unknown.
     """
 
     regime: str | None
     images: int
-    images_from: Literal["weights", "settings", "nothing"]
+    images_from: Literal["weights", "momentum", "settings", "nothing"]
     rank: int
     discarded: float | None
     layers: list[str]

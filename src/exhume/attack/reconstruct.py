@@ -13,7 +13,7 @@ from exhume.architecture import MLP
 from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
 from exhume.attack.interruption import OtherState, ReconstructionState, restore_search, search_state
 from exhume.attack.methods import Exhume
-from exhume.attack.momentum import momentum_target
+from exhume.attack.momentum import momentum_target, within_momentum
 from exhume.attack.optimisation import Stepper
 from exhume.attack.search import Iterate, Method, Search
 from exhume.attack.target import Target, make_target
@@ -48,8 +48,9 @@ def reconstruct(
     """Candidate training images of a checkpoint, or of any `nn.Module`.
 
     These are the candidates of all searches, one search after another; a search that diverged leaves none, unless all
-    did. A checkpoint with a momentum is attacked by as many searches again, which explain that. The history is that of
-    the first search that is kept.
+    did. A checkpoint with a momentum is attacked by as many searches again, which explain that. If the start is known
+    too, the momentum also tells in which span the other searches look. The history is that of the first search that is
+    kept.
 
         candidates = exhume.reconstruct(exhume.load_checkpoint("runs/demo"), exhume.Exhume(steps=500))
 
@@ -72,7 +73,7 @@ def reconstruct(
             trained ones, or it cannot go on from `resume` (`OtherState`). Divergence is a status.
     """
     method = method or Exhume()
-    attacked = make_target(target, task=task, centre=centre, initial=initial)
+    attacked = within_momentum(make_target(target, task=task, centre=centre, initial=initial), target)
     attacked = attacked.moved_to(torch.device(device), getattr(torch, method.dtype))
     targets, remark = [attacked], ""
     if isinstance(target, Checkpoint) and target.momentum and isinstance(method, Exhume):

@@ -78,6 +78,11 @@ class Subspace:
         """What the layer sees, with a 1 for the bias where it has one."""
         return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1) if self.biased else inputs
 
+    def within(self, span: Float[Tensor, "d k"]) -> "Subspace":
+        """What of all these directions lies in the span of orthonormal columns, strongest first."""
+        inner = decompose(self.first @ (self.basis.T @ span))
+        return replace(inner, basis=span @ inner.basis, singular=inner.singular.to(span), biased=self.biased)
+
     def leading(self, rank: int) -> "Subspace":
         """The `rank` strongest directions."""
         return Subspace(
@@ -86,6 +91,17 @@ class Subspace:
             singular=self.singular[:rank],
             biased=self.biased,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """What the first layer sees of the images, if something besides the weights tells it.
+
+    basis: orthonormal columns; discarded: the largest singular value of what else there was, relative to the largest.
+    """
+
+    basis: Float[Tensor, "d r"]
+    discarded: float
 
 
 def first_layer(mlp: MLP) -> Tensor:
@@ -146,10 +162,14 @@ def has_spectral_gap(matrix: Float[Tensor, "rows columns"], singular: Float[Tens
     Rows and columns that are next to nothing, neurons that never fire and pixels that no image shows, make an end of
     their own, and so do pixels that a single image shows: nearly as many directions as rows or columns are not few.
     """
-    norms = matrix.norm(dim=0), matrix.norm(dim=1)
-    used = min(int((norm > UNUSED * norm.max()).sum()) for norm in norms)
-    seen = singular[: int(FEW_DIRECTIONS * used)]
+    seen = singular[: most_directions(matrix)]
     return bool(((seen[:-1] > GAP * seen[1:]) & (seen[1:] < HALF_ROUNDING * singular[0])).any())
+
+
+def most_directions(matrix: Float[Tensor, "rows columns"]) -> int:
+    """How many directions are few: those of FEW_DIRECTIONS of the rows or columns in use."""
+    norms = matrix.norm(dim=0), matrix.norm(dim=1)
+    return int(FEW_DIRECTIONS * min(int((norm > UNUSED * norm.max()).sum()) for norm in norms))
 
 
 def _median_singular(rows: int, columns: int) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from exhume.architecture import MLP, Architecture, SplitNetwork, as_mlp, mlp_of, recognise
 from exhume.attack.folding import folded
 from exhume.attack.known_init import WeightDelta, midpoint_network, weight_delta
+from exhume.attack.spectrum import Span
 from exhume.checkpoint import Checkpoint, check_alike
 from exhume.errors import InputError
 from exhume.foreign.modules import read_module, unwrapped
@@ -26,7 +27,9 @@ class Target:
 
     network: where gradients are taken: the trained network or, with a known start, the one halfway to it;
     centre: the mean training image as far as it is known, around which is searched;
-    delta: what training did to that start; None: the start is unknown.
+    delta: what training did to that start; None: the start is unknown;
+    span: that of the images, if the optimiser's momentum tells it (`within_momentum`); None: it is read from what is to
+    be explained.
     """
 
     network: nn.Module
@@ -34,6 +37,7 @@ class Target:
     task: Task
     outputs: int
     delta: WeightDelta | None = None
+    span: Span | None = None
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -112,7 +116,9 @@ class Target:
     def moved_to(self, device: torch.device, dtype: torch.dtype) -> "Target":
         """The same target on a device, in a precision; its modules are moved in place."""
         delta = self.delta and replace(self.delta, module=self.delta.module.to(device, dtype))
-        return replace(self, network=self.network.to(device, dtype), centre=self.centre.to(device, dtype), delta=delta)
+        centre, span = self.centre.to(device, dtype), self.span
+        span = span and replace(span, basis=span.basis.to(device, dtype))
+        return replace(self, network=self.network.to(device, dtype), centre=centre, delta=delta, span=span)
 
 
 def make_target(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exhume.attack.methods import Exhume
-from exhume.attack.momentum import momentum_target
+from exhume.attack.momentum import momentum_target, within_momentum
 from exhume.attack.optimisation import Stepper
 from exhume.attack.reconstruct import explained_shares
 from exhume.attack.residuals import relative_residual
@@ -210,7 +210,7 @@ def _explained(
         return "momentum", momentum_target(attacked)
     if initial is None:
         return "weights", trained
-    return "change", make_target(attacked, task=task, centre=centre, initial=initial)
+    return "change", within_momentum(make_target(attacked, task=task, centre=centre, initial=initial), attacked)
 
 
 def _layers(given: FittedImages, chunk: int) -> dict[str, float]:
