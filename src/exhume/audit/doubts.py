@@ -14,7 +14,7 @@ SUSPICION = (
 
 
 DOUBTED = 0.05
-"""Chance of such neighbours from which on no difference of kinds is asked about: one in twenty that is none."""
+"""Chance of such neighbours from which on all similarities together are believed: one in twenty that is no difference."""
 UNLIKELY = 0.01
 """Chance of so few held-out images, if what came out came out for its kind, below which it did not."""
 HALVED = 0.5
@@ -50,8 +50,11 @@ def may_differ(scores: Counts) -> bool:
 
 
 def may_be_kind(scores: Counts, level: str) -> bool:
-    """Whether images may have come out at a threshold for their kind: the kinds may differ, and that explains it."""
-    return may_differ(scores) and level in scores.near and by_kind(scores, level) >= UNLIKELY
+    """Whether images may have come out at a threshold for their kind, of which there are fewer held-out ones.
+
+    Asked whatever the test of kinds says: it looks at all images, and here a part of them is enough.
+    """
+    return level in scores.near and by_kind(scores, level) >= UNLIKELY
 
 
 def by_kind(scores: Counts, level: str) -> float:
@@ -64,7 +67,7 @@ def by_kind(scores: Counts, level: str) -> float:
 
     if level not in scores.near:
         return 1.0
-    share = scores.near[level] * (HALVED if differs(scores) else 1.0)
+    share = scores.near[level] * (HALVED if may_differ(scores) else 1.0)
     return float(binom.cdf(scores.null[level], scores.null[level] + scores.recovered[level], share))
 
 
