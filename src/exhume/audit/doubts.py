@@ -18,7 +18,7 @@ DOUBTED = 0.05
 UNLIKELY = 0.01
 """Chance of so few held-out images, if what came out came out for its kind, below which it did not."""
 HALVED = 0.5
-"""Of the held-out images that ought to come out, the share that is counted on where kinds plainly differ: neighbours
+"""Of the held-out images that ought to come out, the share that is counted on where kinds may differ: neighbours
 see a kind only coarsely. Of 78 pairs of changed and unchanged digits (blurred, dimmed, moved, turned, thickened) and 21
 mixes of ones, with candidates that show other images of one side's kind, no lead at 0.9 was called no chance so."""
 SOMEWHAT = "The held-out images are of a somewhat other kind, and the lead is larger than that would explain"
@@ -61,7 +61,7 @@ def by_kind(scores: Counts, level: str) -> float:
     """The chance of so few held-out images among those that came out, if an image came out for its kind alone.
 
     Each that came out would then be a held-out one as often as its neighbours are (`Counts.near`), half as often where
-    the kinds plainly differ. 1 where that is not known.
+    the kinds may differ. 1 where that is not known.
     """
     from scipy.stats import binom  # noqa: PLC0415
 

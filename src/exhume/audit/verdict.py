@@ -227,7 +227,8 @@ def _strength(scores: Counts) -> Strength:
         return "plainly"
     if rank < IN_PART and proving:
         return "in part"
-    return "traces" if rank < TRACES and not may_differ(scores) else "none"
+    typical = scores.null_median_ncc is not None and scores.null_median_ncc < float(HEADLINE)
+    return "traces" if rank < TRACES and typical and not may_differ(scores) else "none"
 
 
 def _proving(scores: Counts) -> list[str]:
