@@ -14,9 +14,12 @@ SUSPICION = (
 
 
 DOUBTED = 0.05
-"""Chance of such neighbours from which on all similarities together are believed: one in twenty that is no difference."""
+"""Chance of such neighbours below which kinds may differ, as they do in one of twenty pairs that were drawn alike."""
 UNLIKELY = 0.01
 """Chance of so few held-out images, if what came out came out for its kind, below which it did not."""
+SCARCE = 2 / 3
+"""Share of the held-out images that is expected among neighbours, below which those are scarce. Near 12
+of 100 digits that were drawn alike it is 0.77 to 1.13 (40 sets); near ones, where one side has a third of them, 0.5."""
 HALVED = 0.5
 """Of the held-out images that ought to come out, the share that is counted on where kinds may differ: neighbours
 see a kind only coarsely. Of 78 pairs of changed and unchanged digits (blurred, dimmed, moved, turned, thickened) and 21
@@ -50,11 +53,23 @@ def may_differ(scores: Counts) -> bool:
 
 
 def may_be_kind(scores: Counts, level: str) -> bool:
-    """Whether images may have come out at a threshold for their kind, of which there are fewer held-out ones.
+    """Whether images may have come out at a threshold for their kind: the kinds may differ, and that explains it.
 
-    Asked whatever the test of kinds says: it looks at all images, and here a part of them is enough.
+    Kinds may differ in a part of the images, which a test of all does not see: then held-out ones are scarce there.
     """
-    return level in scores.near and by_kind(scores, level) >= UNLIKELY
+    if level not in scores.near:
+        return False
+    scarce = scores.near[level] < SCARCE * scores.held_out / (scores.images + scores.held_out)
+    return (scarce or may_differ(scores)) and by_kind(scores, level) >= UNLIKELY
+
+
+def is_common(scores: Counts) -> bool:
+    """Whether pictures are so much alike that most held-out ones look like a candidate too.
+
+    Then a difference of kinds that neighbours do not see shows in the similarities.
+    """
+    common = scores.null_median_ncc is not None and scores.null_median_ncc >= float(HEADLINE)
+    return scores.measure == "ncc" and common
 
 
 def by_kind(scores: Counts, level: str) -> float:

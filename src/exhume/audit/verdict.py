@@ -10,6 +10,7 @@ from exhume.audit.doubts import (
     SUSPICION,
     differs,
     is_another_kind,
+    is_common,
     is_suspect,
     may_be_kind,
     may_differ,
@@ -209,7 +210,9 @@ def _contradiction(scores: Counts) -> str:
     told = f"over all similarities training images lie nearer to what came out ({rank}), but"
     if may_differ(scores):
         return f"{told} held-out images may be of a somewhat other kind (nearest neighbours, p = {scores.p_kind:.1g})."
-    return f"{told} not beyond doubt."
+    return (
+        f"{told} most held-out images look like a candidate too." if is_common(scores) else f"{told} not beyond doubt."
+    )
 
 
 def _strength(scores: Counts) -> Strength:
@@ -227,8 +230,8 @@ def _strength(scores: Counts) -> Strength:
         return "plainly"
     if rank < IN_PART and proving:
         return "in part"
-    typical = scores.null_median_ncc is not None and scores.null_median_ncc < float(HEADLINE)
-    return "traces" if rank < TRACES and typical and not may_differ(scores) else "none"
+    doubtful = _counting(scores) or may_differ(scores) or is_common(scores)  # what a kind explains in a count, too
+    return "traces" if rank < TRACES and not doubtful else "none"
 
 
 def _proving(scores: Counts) -> list[str]:
