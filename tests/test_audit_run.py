@@ -27,9 +27,9 @@ from exhume.report import draw
 from exhume.runs import audit as audit_stage
 from exhume.runs import pipeline
 from exhume.runs.audit import finished_audit
-from exhume.runs.fitted import fitted, with_labels_of
 from exhume.runs.audit_record import AuditRecord
 from exhume.runs.defences import DEFENCES, DefenceRow
+from exhume.runs.fitted import fitted, with_labels_of
 from exhume.runs.schema import ScoresRecord, read_record
 from exhume.runs.start import with_weights
 

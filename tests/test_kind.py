@@ -215,3 +215,77 @@ def test_what_would_come_out_for_its_kind_is_counted_by_all_held_out_images(digi
         out = {"all": torch.ones(n, dtype=torch.bool), "none": torch.zeros(n, dtype=torch.bool)}
         kinds = compare_kinds(images[order[:n]], images[order[n : n + k]], came_out=out)
         assert kinds.near == {"all": pytest.approx(k / (n + k), abs=0.06)}
+
+
+def blobs(count: int, seed: int) -> Tensor:
+    """Pictures of a blob at a random place."""
+    places = 4 + 16 * torch.rand(count, 2, 1, 1, generator=generator(seed))
+    rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
+    return 0.1 + 0.8 * torch.exp(-((rows - places[:, 0]) ** 2 + (columns - places[:, 1]) ** 2) / 18)[:, None]
+
+
+@pytest.mark.parametrize("noise", [0.07, 0.2])
+def test_noisier_held_out_images_are_of_another_kind(noise: float) -> None:
+    """The nearest to all are the clean ones: one side has as many more neighbours of its own as the other has less."""
+    held_out = (blobs(100, 1) + noise * torch.randn(100, 1, 24, 24, generator=generator(2))).clamp(0, 1)
+    scores = score(blobs(300, 3), blobs(100, 0), None, held_out)
+    assert scores.recovered["0.95"] > 90 and scores.null["0.95"] < 5
+    assert scores.p_kind is not None and scores.p_kind <= ANOTHER_KIND
+    assert judge(scores, READS).name == "not decided"
+
+
+def test_images_that_resemble_others_less_are_told(digits: tuple[Tensor, Tensor]) -> None:
+    """Ones with a little noise are still neighbours of ones, only less near."""
+    images, labels = digits
+    ones = images[drawn(labels, 0)[1]]
+    noisy = (ones[100:200] + 0.06 * torch.randn(100, 1, 28, 28, generator=generator(5))).clamp(0, 1)
+    scores = score(ones[200:500], ones[:100], None, noisy)
+    assert scores.p_kind is not None and scores.p_kind < 0.05
+    assert judge(scores, READS).name == "not decided"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_part_without_held_out_images_is_no_leak(digits: tuple[Tensor, Tensor], seed: int) -> None:
+    """Too few ones for the test of all images: those that came out have few held-out images near them."""
+    images, labels = digits
+    rows = drawn(labels, seed)
+    others = torch.cat(rows[:1] + rows[2:])[torch.randperm(4500, generator=generator(seed))]
+    training, control = torch.cat([rows[1][:12], others[:88]]), others[88:188]
+    scores = score(images[rows[1][100:400]], images[training], None, images[control])
+    assert min(scores.near.values()) < 0.3
+    assert judge(scores, READS).verdict != "leaks"
+    if min(scores.p_values.values()) < PLAINLY / 4:
+        assert judge(scores, READS).name == "not decided"
+
+
+def test_images_that_came_out_need_not_be_among_those_compared(digits: tuple[Tensor, Tensor]) -> None:
+    images, _ = digits
+    order = torch.randperm(len(images), generator=generator(4))
+    training, control = images[order[:1500]], images[order[1500:2500]]
+    out = torch.zeros(1500, dtype=torch.bool)
+    out[torch.arange(20) * 3 + 1] = True
+    assert 0.25 < compare_kinds(training, control, came_out={"few": out}).near["few"] < 0.55
+
+
+def test_pictures_that_all_look_alike_have_no_traces() -> None:
+    """A kind that neighbours do not see, as a slightly larger picture of the same, shows in the similarities."""
+    larger = functional.interpolate(blobs(100, 10)[..., 1:-1, 1:-1], size=(24, 24), mode="bilinear")
+    scores = score(blobs(300, 20), blobs(100, 0), None, larger)
+    assert scores.p_rank is not None and scores.p_rank < PLAINLY
+    assert scores.p_kind is not None and scores.p_kind > 0.05
+    assert judge(scores, READS).name == "not decided"
+
+
+@pytest.mark.parametrize("count", [7, 100])
+def test_a_tiny_set_that_came_out_whole_is_mostly_a_leak(digits: tuple[Tensor, Tensor], count: int) -> None:
+    """Neighbours of seven images say little of their kind: unless it is doubted, they do not excuse a count."""
+    images, _ = digits
+    verdicts = []
+    for seed in range(5):
+        order = torch.randperm(len(images), generator=generator(seed))
+        training, control = images[order[:7]], images[order[7 : 7 + count]]
+        noise = 0.05 * torch.randn(7, 1, 28, 28, generator=generator(seed))
+        scores = score(training + noise, training, None, control)
+        verdicts.append(judge(scores, READS).verdict)
+        assert verdicts[-1] == "leaks" or (scores.p_kind is not None and scores.p_kind < 0.05)
+    assert verdicts.count("leaks") >= 3

@@ -10,6 +10,7 @@ from exhume.audit.doubts import (
     SUSPICION,
     differs,
     is_another_kind,
+    is_common,
     is_suspect,
     may_be_kind,
     may_differ,
@@ -161,7 +162,7 @@ def _undecided(scores: Counts) -> tuple[str, str] | None:
     if is_another_kind(scores):
         told = "the control is of another kind than the images."
         return told, f"{ANOTHER} (nearest neighbours, p = {scores.p_kind:.1g}): give some that were drawn like these."
-    if _proving(scores) or (scores.p_rank is not None and scores.p_rank < IN_PART):
+    if _counting(scores) or (scores.p_rank is not None and scores.p_rank < IN_PART):
         return _contradiction(scores), "Give more held-out images of the same kind."
     least = fisher(images, images, 0, held_out) if scores.p_least is None else scores.p_least
     if least >= PLAINLY:
@@ -198,10 +199,20 @@ def _without_control(scores: Counts) -> tuple[str, str]:
 
 
 def _contradiction(scores: Counts) -> str:
-    levels, rank = _proving(scores), "" if scores.p_rank is None else f"p = {scores.p_rank:.1g}, rank test"
-    if levels:
-        return f"{_count(scores, levels[0]).removesuffix('.')}, but all similarities together do not show it ({rank})."
-    return f"over all similarities training images lie nearer to what came out ({rank}), but not beyond doubt."
+    """What shows a leak, and why it does not prove one."""
+    rank, proving = "" if scores.p_rank is None else f"p = {scores.p_rank:.1g}, rank test", _proving(scores)
+    for level in [*proving, *_counting(scores)][:1]:
+        count = _count(scores, level).removesuffix(".")
+        if proving:
+            return f"{count}, but all similarities together do not show it ({rank})."
+        like = f"of the images most like those that came out only {scores.near[level]:.0%} are held-out ones"
+        return f"{count}, but that may be their kind: {like}."
+    told = f"over all similarities training images lie nearer to what came out ({rank}), but"
+    if may_differ(scores):
+        return f"{told} held-out images may be of a somewhat other kind (nearest neighbours, p = {scores.p_kind:.1g})."
+    return (
+        f"{told} most held-out images look like a candidate too." if is_common(scores) else f"{told} not beyond doubt."
+    )
 
 
 def _strength(scores: Counts) -> Strength:
@@ -214,24 +225,29 @@ def _strength(scores: Counts) -> Strength:
     if is_another_kind(scores):
         return "none"
     rank = 1.0 if scores.p_rank is None else scores.p_rank
-    if _proves(scores, HEADLINE, PLAINLY) and (scores.p_rank is None or rank < SIGNIFICANT):
+    proving = _proving(scores)
+    if HEADLINE in proving and (scores.p_rank is None or rank < SIGNIFICANT):
         return "plainly"
-    if rank < IN_PART and _proving(scores):
+    if rank < IN_PART and proving:
         return "in part"
-    return "traces" if rank < TRACES and not may_differ(scores) else "none"
+    doubtful = _counting(scores) or may_differ(scores) or is_common(scores)  # what a kind explains in a count, too
+    return "traces" if rank < TRACES and not doubtful else "none"
 
 
 def _proving(scores: Counts) -> list[str]:
-    """The thresholds whose counts prove a leak, the surest first: at the headline, or with all of them in mind."""
-    levels = sorted(scores.p_values, key=lambda level: scores.p_values[level])
-    below = {level: PLAINLY if level == HEADLINE else PLAINLY / len(levels) for level in levels}
-    return [level for level in levels if _proves(scores, level, below[level])]
+    """The thresholds whose counts prove a leak, the surest first."""
+    return [level for level in _counting(scores) if not may_be_kind(scores, level)]
 
 
-def _proves(scores: Counts, level: str, below: float) -> bool:
-    """More than chance gives, more than the mean image gives, which the attacker knows, and not for their kind."""
-    more = scores.p_values.get(level, 1.0) < below and scores.recovered[level] > scores.mean_alone[level]
-    return more and not may_be_kind(scores, level)
+def _counting(scores: Counts) -> list[str]:
+    """The thresholds whose counts prove one if both sides were drawn alike: the headline, or with all of them in mind.
+
+    They are more than chance gives, and more than the mean image gives, which the attacker knows.
+    """
+    below = {level: PLAINLY if level == HEADLINE else PLAINLY / len(scores.p_values) for level in scores.p_values}
+    levels = [level for level in below if scores.p_values[level] < below[level]]
+    more = [level for level in levels if scores.recovered[level] > scores.mean_alone[level]]
+    return sorted(more, key=lambda level: scores.p_values[level])
 
 
 def _evidence(scores: Counts, strength: Strength) -> tuple[str, ...]:
