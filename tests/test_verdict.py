@@ -166,6 +166,7 @@ def test_where_kinds_may_differ_a_count_that_their_difference_explains_is_no_lea
     judgement = judge(scores, READS)
     assert judgement.name == "not decided"
     assert "NCC >= 0.9: 20 of 100" in judgement.sentence and "only 20% are held-out ones" in judgement.sentence
+    assert "may be their kind" in sentence(scores) and "chance alone" not in sentence(scores)
     common = {"0.9": 0.5}  # its kind is held out as often
     assert judge(replace(scores, near=common), READS).name == ("leaks" if p_kind > 0.05 else "not decided")
     assert judge(replace(counted("0.9", 38, 1, 1e-9, 1e-9), p_kind=p_kind, near=common), READS).name == "leaks"

@@ -63,6 +63,12 @@ def may_be_kind(scores: Counts, level: str) -> bool:
     return (scarce or may_differ(scores)) and by_kind(scores, level) >= UNLIKELY
 
 
+def of_their_kind(scores: Counts, level: str) -> str:
+    """Why those that came out at a threshold may have come out for their kind, in a sentence without its full stop."""
+    like = f"of the images most like those that came out only {scores.near[level]:.0%} are held-out ones"
+    return f"But that may be their kind: {like}"
+
+
 def is_common(scores: Counts) -> bool:
     """Whether pictures are so much alike that most held-out ones look like a candidate too.
 

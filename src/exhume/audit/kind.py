@@ -77,7 +77,7 @@ def compare_kinds(
     """
     pool = _mixed(images, held_out, classes)
     near = [_neighbours(view.fill_diagonal_(-torch.inf)) for view in _alike(pool.images, pool.images)]
-    counts = torch.stack([torch.cat([_counts(some, of) for some in _divisions(pool)]) for of in near])
+    counts = torch.stack([_counts(pool, of) for of in near])
     # Where of one side fewer are compared than there are, each of it stands for more.
     odds = (len(held_out) / (~pool.training).sum()) / (len(images) / pool.training.sum())
     return Kinds(
@@ -95,14 +95,18 @@ def _divisions(pool: "_Pool") -> Iterator[Float[Tensor, "divisions p"]]:
         yield pool.training[shuffled(pool.classes, min(AT_ONCE, SHUFFLES - begin), generator)].float()
 
 
-def _counts(divided: Float[Tensor, "divisions p"], near: "_Neighbours") -> Float[Tensor, "divisions 3"]:
+def _counts(pool: "_Pool", near: "_Neighbours") -> Float[Tensor, "divisions 3"]:
     """Of each division: how many neighbours of its training images, and of all images, are training images, and the
     ranks of its training images by how near their neighbours are."""
     from scipy.stats import rankdata  # noqa: PLC0415
 
     edges = torch.zeros(len(near.rows), len(near.rows)).scatter_(1, near.rows, 1.0)
     ranks = torch.from_numpy(rankdata(near.alike.double().mean(1).numpy())).float()
-    return torch.stack([((divided @ edges) * divided).sum(1), divided @ edges.sum(0), divided @ ranks], 1).double()
+    counts = [
+        torch.stack([((divided @ edges) * divided).sum(1), divided @ edges.sum(0), divided @ ranks], 1)
+        for divided in _divisions(pool)
+    ]
+    return torch.cat(counts).double()
 
 
 def _chance(counts: Float[Tensor, "views divisions 3"]) -> float:

@@ -1,7 +1,7 @@
 """The sentence that says how much came out."""
 
 from exhume.audit.counts import HEADLINE, Counts
-from exhume.audit.doubts import ANOTHER, SUSPICION, is_another_kind, is_suspect
+from exhume.audit.doubts import ANOTHER, SUSPICION, is_another_kind, is_suspect, may_be_kind, of_their_kind
 from exhume.audit.significance import SIGNIFICANT
 
 
@@ -26,6 +26,8 @@ def sentence(scores: Counts) -> str:
     if is_another_kind(scores):
         return f"{counts}. {ANOTHER} (p = {scores.p_kind:.1g})."
     if recovered * scores.held_out > null * scores.images and scores.p_value < SIGNIFICANT:
+        if may_be_kind(scores, HEADLINE):
+            return f"{counts}. {of_their_kind(scores, HEADLINE)}."
         odds = "below 1e-20" if scores.p_value < 1e-20 else f"about {scores.p_value:.1g}"
         return f"{counts}: chance alone would give such a difference with probability {odds}."
     told = f"{counts}: no clear difference at this threshold (p = {scores.p_value:.2g}). {_elsewhere(scores, measure)}"

@@ -14,6 +14,7 @@ from exhume.audit.doubts import (
     is_suspect,
     may_be_kind,
     may_differ,
+    of_their_kind,
 )
 from exhume.audit.readability import Readability
 from exhume.audit.significance import SIGNIFICANT, fisher
@@ -205,8 +206,7 @@ def _contradiction(scores: Counts) -> str:
         count = _count(scores, level).removesuffix(".")
         if proving:
             return f"{count}, but all similarities together do not show it ({rank})."
-        like = f"of the images most like those that came out only {scores.near[level]:.0%} are held-out ones"
-        return f"{count}, but that may be their kind: {like}."
+        return f"{count}. {of_their_kind(scores, level)}."
     told = f"over all similarities training images lie nearer to what came out ({rank}), but"
     if may_differ(scores):
         return f"{told} held-out images may be of a somewhat other kind (nearest neighbours, p = {scores.p_kind:.1g})."
