@@ -6,8 +6,8 @@
 Each row is a script of the usual kind: default initialisation, no seed, batches. The network is saved to a file and
 audited from it, by the images saved beside it, as its owner would. "Right" means: "leaks" only where these images were
 trained on, and where images came out. Of an untrained network, or one that was trained on other images, "leaks" is
-wrong. The control is drawn from the same file as the training images. The same candidates are judged once more by the
-data set's own test file: MNIST's has other writers.
+wrong. Training images and the control are drawn at random from one file. The same candidates are judged once more by
+the data set's own test file: MNIST's has other writers.
 """
 
 from collections.abc import Callable
@@ -151,7 +151,9 @@ def measured(row: Row, folder: Path, device: str) -> dict[str, str]:
     """One line of the table."""
     torch.seed()
     problem = load_problem(row.problem, Selection(per_class=4 * row.per_class))
-    own, others, third, control = (_part(problem.images, problem.labels, row.per_class, part) for part in range(4))
+    order = torch.randperm(len(problem.images))  # MNIST's digits come writer by writer
+    drawn = problem.images[order], problem.labels[order]
+    own, others, third, control = (_part(*drawn, row.per_class, part) for part in range(4))
     folder.mkdir(parents=True, exist_ok=True)
     arguments, initial = _save(row, problem, own, others, folder)
     audited = own if row.own else third
