@@ -153,6 +153,7 @@ def measured(row: Row, folder: Path, device: str) -> dict[str, str]:
     problem = load_problem(row.problem, Selection(per_class=4 * row.per_class))
     order = torch.randperm(len(problem.images))  # MNIST's digits come writer by writer
     drawn = problem.images[order], problem.labels[order]
+    torch.seed()  # as of a script that builds its network before it draws anything
     own, others, third, control = (_part(*drawn, row.per_class, part) for part in range(4))
     folder.mkdir(parents=True, exist_ok=True)
     arguments, initial = _save(row, problem, own, others, folder)
