@@ -24,7 +24,7 @@ from kill_points import SCENARIOS
 HERE = Path(__file__).parent
 QUICK = (("train", "kill"), ("reconstruct", "kill"), ("score", "kill"), ("train", "full"), ("reconstruct", "full"))
 SAMPLED = (("audit", "kill", 17), ("demo", "kill", 22), ("audit", "full", 8), ("demo", "full", 10))
-SAMPLED += (("search-workers", "kill", 60),)
+SAMPLED += (("search-workers", "kill", 90),)
 """Commands of so many operations that the default suite tries each seventeenth, or so, only."""
 POINTS = [
     pytest.param(name, mode, 1, marks=[] if (name, mode) in QUICK else pytest.mark.slow, id=f"{name}-{mode}")
