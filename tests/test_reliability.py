@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import exhume
+from exhume import cli
 from exhume.cli import main
 from kill_points import SCENARIOS
 
@@ -307,14 +308,39 @@ def test_too_few_addresses_for_the_libraries_are_refused(data: Path, words: str)
     "words",
     [
         f"{TRAIN} --overwrite --widths 9000 9000 --epochs 2",
-        "reconstruct run --overwrite --steps 2 --images 200000 --no-find-start --device cpu",
-        "search run --overwrite --trials 1 --steps 2 --per-class 100000 --device cpu",
+        "reconstruct run --overwrite --steps 2 --images 4000000 --no-find-start --device cpu",
+        "search run --overwrite --trials 1 --steps 2 --per-class 2000000 --device cpu",
         f"{AUDIT} --restarts 9000 --out new",
     ],
 )
 def test_work_that_a_limit_leaves_no_room_for_is_refused(models: Path, words: str) -> None:
     code, said = limited(words, 3 * 2**29)
     assert code == 2 and said.startswith("exhume: ") and "memory" in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        ImportError("libscipy_openblas.so: failed to map segment from shared object"),
+    ],
+    ids=repr,
+)
+def test_memory_that_runs_out_is_a_sentence(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "parse", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(TRAIN.split())
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "exhume: There is not enough memory for this; --widths, --channels, --per-class and --batch-size lower it.\n"
+    )
 
 
 def test_a_path_is_printed_letter_by_letter(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

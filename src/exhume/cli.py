@@ -57,8 +57,11 @@ NO_MEMORY = (
     "out of memory",
     "Cannot allocate memory",
     "failed to map segment",
+    "bad_alloc",
 )
-"""What PyTorch, the system, and the loader of libraries say."""
+"""What PyTorch, the system, the loader of libraries, and C++ say."""
+RESERVE = 2**23
+"""Bytes that are given back where memory runs out, so that it can still be said."""
 LEAST_ADDRESS_SPACE = 2**30
 """Bytes of addresses below which the libraries crash when they are loaded, some without an exception: PyTorch, SciPy
 and the others take 0.8 GiB."""
@@ -69,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     A command that a signal ends exits with 128 and the signal's number, as shells have it.
     """
+    reserve = bytearray(RESERVE)
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
     # threads that wait for each other by spinning make a busy machine ten times slower; read when PyTorch is imported
@@ -89,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has seen enough
         _forget_output()
     except Exception as error:
+        del reserve
         sentence = _of_the_machine(error, name)
         if sentence is None:
             error.add_note("This is a fault of exhume itself. Please report it, with this text and the command.")
