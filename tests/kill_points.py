@@ -5,11 +5,13 @@
 A program of its own, because it forks: PyTorch's threads do not survive that, so this process must never compute. It
 prints how many operations there were; what is not as it must be is an `AssertionError`.
 
-kill: dies at operation k, for every k; the same command must then give the same files as if nothing had been.
+kill: dies at operation k, for every k; the same command must then give the same files as if nothing had been. A search
+does each trial once, and those that had ended stay; the processes that it has started end with it.
 EVERY: 1 tries all points, 20 each twentieth, beginning with FIRST.
 full: the disk has no room from write k on; the command must say so in one sentence, and leave all that was there.
 """
 
+import ctypes
 import errno
 import gc
 import importlib
@@ -19,6 +21,7 @@ import re
 import shutil
 import stat
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +42,12 @@ from exhume.runs import audit, pipeline, start
 from exhume.runs.claim import CLAIM
 
 KILLED = 137
+BECOME_SUBREAPER = 36
+"""PR_SET_CHILD_SUBREAPER of prctl(2): what a killed child has started becomes this process's own child."""
+ORPHANS_SECONDS = 30.0
+"""Within which what a killed command has started must have ended: a worker that still imports PyTorch needs a few."""
+TRIAL_STATE, TRIAL_ATTRIBUTE, ENDED = 6, 8, (1, 2)
+"""Of Optuna's journal: the numbers of two operations, and of the states complete and pruned."""
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 UNLIKE = {"provenance", "seconds", "sha256"}
 """What differs between two records of the same results: dates, times, and the digest of these."""
@@ -62,6 +71,8 @@ class Scenario:
     before: Sequence[str] = field(default=())
     stages: bool = False
     """Whether it is made of several stages, so that what was there goes when an earlier one has ended."""
+    workers: bool = False
+    """Whether processes of its own do the work, so that its operations come in another order each time."""
 
 
 SCENARIOS = {
@@ -79,6 +90,7 @@ SCENARIOS = {
     "find-start": Scenario(command=FIND, before=(TRAIN,)),
     "search": Scenario(command=SEARCH, before=(TRAIN,)),
     "search-overwrite": Scenario(command=f"{SEARCH} --overwrite", before=(TRAIN, OTHER_SEARCH, "score run")),
+    "search-workers": Scenario(command=f"{SEARCH} --workers 2", before=(TRAIN,), workers=True),
     "demo": Scenario(command=DEMO),
     "demo-again": Scenario(command=f"{DEMO} --seed 1", before=(DEMO,), stages=True),
     "audit": Scenario(command=AUDIT),
@@ -225,6 +237,36 @@ def child(folder: Path, command: str, operations: Operations | None = None) -> t
     os._exit(code)
 
 
+def wait_for_orphans() -> None:
+    """Waits until all that a killed command has started is gone."""
+    end = time.monotonic() + ORPHANS_SECONDS
+    while True:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        assert pid or time.monotonic() < end, "a process of the killed command lives on"
+        time.sleep(0 if pid else 0.02)
+
+
+def ended_trials(run: Path) -> dict[int, float]:
+    """The seconds of the trials that have ended, by number; each may have ended once."""
+    found: dict[int, float] = {}
+    seconds: dict[int, float] = {}
+    journal = run / "search.journal"
+    for line in journal.read_text().splitlines() if journal.exists() else ():
+        try:
+            told = json.loads(line)
+        except ValueError:  # cut short by the kill
+            continue
+        if told["op_code"] == TRIAL_ATTRIBUTE and "seconds" in told["user_attr"]:
+            seconds[told["trial_id"]] = told["user_attr"]["seconds"]
+        if told["op_code"] == TRIAL_STATE and told["state"] in ENDED:
+            assert told["trial_id"] not in found, (told, "has ended twice")
+            found[told["trial_id"]] = seconds[told["trial_id"]]
+    return found
+
+
 def contents(run: Path) -> dict[str, Any]:
     """What two runs of the same command have in common: every file, without dates, times and Optuna's journal."""
     found: dict[str, Any] = {}
@@ -232,6 +274,8 @@ def contents(run: Path) -> dict[str, Any]:
         name = str(path.relative_to(run))
         if path.suffix == ".json":
             found[name] = timeless(json.loads(path.read_text()))
+            if path.name == "search.json":  # in the order in which they have ended
+                found[name]["trials"].sort(key=lambda trial: trial["number"])
         elif path.is_file():
             found[name] = None if path.suffix in (".journal", ".html") else path.read_bytes()
     return found
@@ -255,6 +299,7 @@ def fresh(base: Path, folder: Path) -> Path:
 def check(name: str, folder: Path, mode: str, every: int = 1, first: int = 1) -> int:
     """Tries the points of a scenario; returns how many were tried."""
     scenario, run, base = SCENARIOS[name], folder / "run", folder / "base"
+    assert ctypes.CDLL(None).prctl(BECOME_SUBREAPER, 1) == 0
     prepare(folder)
     for command in scenario.before:
         code, said, _ = child(folder, command)
@@ -268,22 +313,38 @@ def check(name: str, folder: Path, mode: str, every: int = 1, first: int = 1) ->
     assert count > 0
     expected = contents(run)
     old = {} if scenario.stages else raw(base)
-    points = range(first, count + 1, every)
-    for at in points:
+    tried = 0
+    for at in range(first, count + 1, every):
         fresh(base, folder)
         act = full if writes_only else die
         code, said, _ = child(folder, scenario.command, Operations(run, at, act, writes_only=writes_only))
+        wait_for_orphans()
+        if scenario.workers and code == 0:  # this time it was done in fewer operations
+            continue
+        tried += 1
         if writes_only:
             check_full(run, old, code, said, at)
         else:
             assert code == KILLED, (at, code, said)
-        code, said, _ = child(folder, scenario.command)
-        assert code == 0, (at, said)
-        found = contents(run)
-        assert found.keys() == expected.keys(), (at, found.keys() ^ expected.keys())
-        for file, content in expected.items():
-            assert found[file] == content, (at, file, content, found[file])
-    return len(points)
+        check_again(scenario, folder, expected, at)
+    return tried
+
+
+def check_again(scenario: Scenario, folder: Path, expected: dict[str, Any], at: int) -> None:
+    """Gives the command again, which must end with what is expected, and do no trial again that has ended."""
+    run = folder / "run"
+    kept = {} if "--overwrite" in scenario.command else ended_trials(run)
+    code, said, _ = child(folder, scenario.command)
+    assert code == 0, (at, said)
+    wait_for_orphans()
+    found = contents(run)
+    assert found.keys() == expected.keys(), (at, found.keys() ^ expected.keys())
+    for file, content in expected.items():
+        assert found[file] == content, (at, file, content, found[file])
+    trials = ended_trials(run)
+    assert kept.items() <= trials.items(), (at, kept, trials)
+    if "search.json" in found:
+        assert sorted(trials) == [trial["number"] for trial in found["search.json"]["trials"]], (at, trials)
 
 
 def raw(run: Path) -> dict[str, bytes]:

@@ -51,6 +51,20 @@ MEMORY = {
     "study": "--workers lowers it",
 }
 """Which flags lower how much memory a command needs."""
+NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "failed to map segment",
+    "bad_alloc",
+)
+"""What PyTorch, the system, the loader of libraries, and C++ say."""
+RESERVE = 2**23
+"""Bytes that are given back where memory runs out, so that it can still be said."""
+LEAST_ADDRESS_SPACE = 2**30
+"""Bytes of addresses below which the libraries crash when they are loaded, some without an exception: PyTorch, SciPy
+and the others take 0.8 GiB."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     A command that a signal ends exits with 128 and the signal's number, as shells have it.
     """
+    reserve = bytearray(RESERVE)
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
     # threads that wait for each other by spinning make a busy machine ten times slower; read when PyTorch is imported
@@ -78,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has seen enough
         _forget_output()
     except Exception as error:
+        del reserve
         sentence = _of_the_machine(error, name)
         if sentence is None:
             error.add_note("This is a fault of exhume itself. Please report it, with this text and the command.")
@@ -113,8 +129,7 @@ def _of_the_machine(error: Exception, command: str) -> str | None:
     """The sentence for what the machine lacks or refuses; None: it is something else."""
     if isinstance(error, OSError) and error.errno in REFUSALS:
         return f"{error.filename or 'A file'} cannot be used: {error.strerror}."
-    words = ("not enough memory", "can't allocate memory", "out of memory", "Cannot allocate memory")
-    if isinstance(error, MemoryError) or any(part in str(error) for part in words):
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return f"There is not enough memory for this; {MEMORY.get(command, 'smaller data need less')}."
     return None
 
@@ -147,6 +162,7 @@ def parse(argv: Sequence[str]) -> Any:
     defaults, `defaults` gives them after a first parse, and they are parsed once more.
     """
     name = _command_name(argv)
+    _check_address_space()
     tyro: Any = importlib.import_module("tyro")
     module = importlib.import_module(f"exhume.commands.{COMMANDS[name][0]}")
     kind = getattr(module, "".join(map(str.capitalize, name.split("-"))))
@@ -157,6 +173,18 @@ def parse(argv: Sequence[str]) -> Any:
         return tyro.cli(kind, default=kind.before(argv[1:]), **words)
     command = tyro.cli(kind, **words)
     return tyro.cli(kind, default=command.defaults(), **words) if hasattr(command, "defaults") else command
+
+
+def _check_address_space() -> None:
+    """Raises `InputError` where `ulimit -v` leaves too little to load the libraries."""
+    with suppress(ImportError):
+        resource: Any = importlib.import_module("resource")
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+            raise InputError(
+                f"This shell allows {limit / 2**30:.2f} GiB of memory (ulimit -v), and exhume needs more than "
+                f"{LEAST_ADDRESS_SPACE / 2**30:.0f} GiB."
+            )
 
 
 def _join_lines(kind: Any) -> None:

@@ -209,6 +209,8 @@ def encode_tensors(tensors: Mapping[str, Tensor], about: str = "") -> bytes:
     """Named tensors as the content of a safetensors file."""
     # safetensors refuses tensors that share their memory
     own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    # safetensors, which holds three copies, ends the process where it gets no memory; Python raises MemoryError
+    bytes(3 * sum(tensor.nbytes for tensor in own.values()))
     return _sealed(safetensors.torch.save(own, {SEAL: _UNSEALED, **({ABOUT: about} if about else {})}))
 
 

@@ -32,6 +32,7 @@ from exhume.runs.advice import scaling_hint, scaling_of
 from exhume.runs.audit import Source, audit_run, finished_audit
 from exhume.runs.audit_record import EXPLAINED, AuditRecord
 from exhume.runs.audits import audit_row, folders_of, model_files
+from exhume.runs.claim import claim
 from exhume.runs.defences import DEFENCES, DefenceRow
 from exhume.runs.fitted import fitted
 from exhume.runs.folders import map_folders
@@ -181,17 +182,18 @@ class Audit:
             device=self.device,
             overwrite=self.overwrite,
         )
-        for visit in map_folders(
-            work,
-            self._unfinished(mine, folders_of(found, models, out), rows),
-            workers=choose_workers(self.ray),
-            count=self.workers,
-            device=self.device,
-            display=bars,
-        ):
-            rows[visit.task.path] = visit.row
-            console.print(f"{visit.task.path}: {visit.row.get('verdict') or visit.row['status']}", soft_wrap=True)
-        return _show_all([{"model": str(path.relative_to(models)), **rows[path]} for path in found], out)
+        with claim(out):  # so that it can be written is known before any work
+            for visit in map_folders(
+                work,
+                self._unfinished(mine, folders_of(found, models, out), rows),
+                workers=choose_workers(self.ray),
+                count=self.workers,
+                device=self.device,
+                display=bars,
+            ):
+                rows[visit.task.path] = visit.row
+                console.print(f"{visit.task.path}: {visit.row.get('verdict') or visit.row['status']}", soft_wrap=True)
+            return _show_all([{"model": str(path.relative_to(models)), **rows[path]} for path in found], out)
 
     def _unfinished(
         self, mine: OwnedImages, models: Iterable[tuple[Path, Path]], rows: dict[Path, Row]

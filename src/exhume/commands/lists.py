@@ -32,7 +32,7 @@ class ImportArgs:
         try:
             text = self.file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.file} cannot be read: {error}.") from None
+            raise InputError(f"{self.file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
         read = read_arguments(text, self.run)
         console.print(shlex.join(read.command), soft_wrap=True)
         for title, flags in (("No counterpart here:", read.missing), ("No effect there:", read.dead)):

@@ -1,5 +1,6 @@
 """The commands on many runs: a study of cells, and runs side by side."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from exhume.devices import Device
 from exhume.errors import InputError
 from exhume.records import replace_file
 from exhume.report.comparison import comparison_page
-from exhume.runs.cells import in_order, run_study
+from exhume.runs.cells import Cell, in_order, run_study
 from exhume.runs.cells_file import load_cells
+from exhume.runs.claim import claim
 from exhume.runs.compare import compare_runs
 from exhume.runs.tables import short, side_by_side, table_csv, table_markdown
 from exhume.tuning.workers import choose_workers
@@ -44,6 +46,10 @@ class Study:
         check_workers(self.workers)
         if not self.seeds:
             raise InputError("Give at least one seed.")
+        with claim(out):  # so that it can be written is known before any work
+            self._work(cells, out)
+
+    def _work(self, cells: Sequence[Cell], out: Path) -> None:
         results = []
         for result in run_study(
             out / "cells",

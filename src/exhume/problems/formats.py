@@ -249,7 +249,12 @@ def _check_sizes(path: Path, keys: Sequence[str]) -> None:
     """Raises `InputError` for arrays that are larger than the memory, before any is read, and for no archive at all."""
     if not path.is_file():
         raise InputError(f"{path} is no file." if path.exists() else f"There is no {path}.")
-    if not zipfile.is_zipfile(path):
+    try:
+        with path.open("rb") as file:
+            is_archive = zipfile.is_zipfile(file)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    if not is_archive:
         raise InputError(f"{path} cannot be read as .npz: it is no archive of arrays.")
     with zipfile.ZipFile(path) as archive:
         size = sum(item.file_size for item in archive.infolist() if item.filename.removesuffix(".npy") in keys)

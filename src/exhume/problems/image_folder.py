@@ -125,7 +125,7 @@ def _open(path: Path) -> Image.Image:
     except InputError:
         raise
     except (*DAMAGE, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}.") from None
+        raise InputError(f"{path} cannot be read as an image: {getattr(error, 'strerror', None) or error}.") from None
     if image.mode.startswith("I;16"):
         return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     if image.mode[0] in "IF":

@@ -36,7 +36,7 @@ def load_cells(path: Path) -> list[Cell]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from None
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     cells = _cells_in(text, path.name)
     twice = [name for name, count in Counter(cell.name for cell in cells).items() if count > 1]
     if twice:

@@ -1,7 +1,9 @@
 """Work in processes of this machine: in this one, or in several of one thread each."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import torch
 
 from exhume.devices import choose_device
 from exhume.errors import InputError
-from exhume.progress import Progress, ProgressCallback, ProgressDisplay
+from exhume.progress import ProgressCallback, ProgressDisplay, no_op
 from exhume.tuning.workers.protocol import Done
 
 
@@ -115,19 +117,21 @@ def _pool(work: Callable[[Any, ProgressCallback], tuple[Any, Any]]) -> Iterator[
 def _serve(work: Callable[[Any, ProgressCallback], tuple[Any, Any]], end: Connection) -> None:
     """A worker process: items, one after another, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         while True:
             item = end.recv()
             try:
-                outcome: Any = work(item, _while_wanted)
+                outcome: Any = work(item, no_op)
             except InputError as error:
                 outcome = error
             end.send(outcome)
 
 
-def _while_wanted(_: Progress) -> None:
-    """Ends a worker whose parent was killed."""
+def _end_with_parent() -> None:
+    """Ends this worker as soon as its parent was killed, whatever it computes: its files are those of a kill then."""
     parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():
-        raise SystemExit
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
