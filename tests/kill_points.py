@@ -38,7 +38,7 @@ from exhume.commands import run as commands
 from exhume.presets import TRAININGS
 from exhume.problems import Selection, load_problem
 from exhume.records import PART
-from exhume.runs import audit, pipeline, start
+from exhume.runs import owners_look, pipeline, start
 from exhume.runs.claim import CLAIM
 
 KILLED = 137
@@ -141,7 +141,7 @@ def prepare(folder: Path) -> None:
     training = replace(demo.training, epochs=4, evaluate_every=2)
     TRAININGS["demo"] = replace(demo, per_class=1, network=replace(demo.network, widths=(12,)), training=training)
     load_problem(demo.problem, Selection(per_class=1))  # which takes a second, and is kept
-    audit.examine = partial(audit.examine, steps=3)  # type: ignore[assignment]
+    owners_look.examine = partial(owners_look.examine, steps=3)  # type: ignore[assignment]
     commands.Exhume = lambda seed, steps: Exhume(seed=seed, steps=3, per_class=1)  # type: ignore[misc, assignment]
 
 

@@ -25,7 +25,7 @@ from exhume.problems import Problem, Selection, load_problem
 from exhume.problems.owned import OwnedImages, load_images
 from exhume.report import draw
 from exhume.runs import audit as audit_stage
-from exhume.runs import pipeline
+from exhume.runs import owners_look, pipeline
 from exhume.runs.audit import finished_audit
 from exhume.runs.audit_record import AuditRecord
 from exhume.runs.defences import DEFENCES, DefenceRow
@@ -358,7 +358,7 @@ def test_a_run_is_audited_as_it_is(tmp_path: Path) -> None:
 def test_a_finished_audit_is_not_examined_again(leaking: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--mean", folder / "mean.npy"]
     before = (leaking / "audit.json").read_bytes()
-    for stage in ("reconstruct_run", "score_run", "examine", "signals"):
+    for stage in ("reconstruct_run", "score_run", "owner_looks"):
         monkeypatch.setattr(audit_stage, stage, None)
     audit(*words, "--images", folder / "images.npz", "--out", leaking)
     assert (leaking / "audit.json").read_bytes() == before
@@ -391,7 +391,7 @@ def test_defences_are_added_to_a_finished_audit(leaking: Path, folder: Path, mon
             measured.append(name)
             yield DefenceRow(name=name, what="")
 
-    for stage in ("reconstruct_run", "score_run", "examine", "signals"):
+    for stage in ("reconstruct_run", "score_run", "owner_looks"):
         monkeypatch.setattr(audit_stage, stage, None)
     monkeypatch.setattr(audit_stage, "compare_defences", measure)
     words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--mean", folder / "mean.npy"]
@@ -416,7 +416,7 @@ def test_the_control_that_is_examined_has_the_classes_of_the_images(
         values = dict.fromkeys(("multipliers", "explained", "margins", "inside", "reachable", "stays"), nothing)
         return Examination(residual=1.0, believed={}, layers={}, **values)
 
-    monkeypatch.setattr(audit_stage, "examine", look)
+    monkeypatch.setattr(owners_look, "examine", look)
     rows = torch.cat([torch.nonzero(problem.labels == 0)[:6, 0], torch.nonzero(problem.labels > 5)[::2, 0]])
     others = (problem.held_out_labels == 0) | (problem.held_out_labels > 5)
     part = {"held_out": problem.held_out[others], "held_out_labels": problem.held_out_labels[others]}

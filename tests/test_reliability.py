@@ -24,9 +24,8 @@ from kill_points import SCENARIOS
 
 HERE = Path(__file__).parent
 QUICK = (("train", "kill"), ("reconstruct", "kill"), ("score", "kill"), ("train", "full"), ("reconstruct", "full"))
-SAMPLED = (("audit", "kill", 17), ("demo", "kill", 22), ("audit", "full", 8), ("demo", "full", 10))
-SAMPLED += (("search-workers", "kill", 90),)
-"""Commands of so many operations that the default suite tries each seventeenth, or so, only."""
+SAMPLED = (("audit", "kill", 20), ("demo", "kill", 30), ("audit", "full", 10), ("search-workers", "kill", 90))
+"""Commands of so many operations that the default suite tries each twentieth, or so, only."""
 POINTS = [
     pytest.param(name, mode, 1, marks=[] if (name, mode) in QUICK else pytest.mark.slow, id=f"{name}-{mode}")
     for name in SCENARIOS
@@ -98,7 +97,10 @@ def until_there(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize("command", LONG)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGHUP, signal.SIGINT))],
+)
 def test_a_signal_ends_a_command_with_its_state_saved(data: Path, command: str, number: signal.Signals) -> None:
     if command == "reconstruct":
         main(f"{TRAIN} --epochs 4".split())
@@ -233,7 +235,7 @@ WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "-
 """For the superuser, whom no mode of a file stops."""
 
 
-@pytest.mark.parametrize("owner", ["myself", "another user"])
+@pytest.mark.parametrize("owner", ["myself", pytest.param("another user", marks=pytest.mark.slow)])
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(models: Path, owner: str) -> None:
     superuser = os.getuid() == 0
     if (superuser and not shutil.which("setpriv")) or (owner == "another user" and not superuser):
