@@ -1,5 +1,6 @@
 """Membership: the area under the curve, its interval, and what so few held-out images can show."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from scipy.stats import mannwhitneyu, norm
 
 from exhume.audit.membership import auc_interval, membership, membership_sentence
+from exhume.audit.verdict import Judgement
 from exhume.errors import InputError
+from exhume.runs.advice import MEMBERSHIP, about_membership
 from victims import generator
 
 
@@ -72,3 +75,13 @@ def test_signals_without_values_are_refused() -> None:
         membership({"loss": (torch.zeros(0), torch.zeros(2))})
     with pytest.raises(InputError, match="not finite"):
         membership({"loss": (torch.tensor([1.0, torch.nan]), torch.zeros(2))})
+
+
+def test_an_owner_is_told_where_the_weights_tell_who_was_trained_on() -> None:
+    unread = Judgement(verdict="does not apply", strength="none", sentence="", reasons=())
+    members, others = (torch.randn(40, generator=generator(seed)) for seed in (0, 1))
+    for shift, said in ((2.0, True), (0.0, False)):
+        found = membership({"loss": (members + shift, others), "margin": (members + shift, others)})
+        assert about_membership(unread, found) == ([MEMBERSHIP] if said else [])
+        assert about_membership(replace(unread, verdict="leaks"), found) == []
+    assert about_membership(unread, []) == []

@@ -1,6 +1,10 @@
 """What the owner should do, in sentences."""
 
-from exhume.audit.verdict import Judgement
+from collections.abc import Sequence
+
+from exhume.audit.membership import Membership
+from exhume.audit.significance import SIGNIFICANT
+from exhume.audit.verdict import PLAINLY, Judgement
 from exhume.foreign import ForeignNetwork
 from exhume.owner.scaling import ScalingCheck, check_scaling
 from exhume.problems.owned import OwnedImages
@@ -11,8 +15,16 @@ WITHOUT_STATE = "The file holds the optimiser's state beside the weights{}: publ
 """What to do about a momentum, and why: images came out of it, or might."""
 DEFEND = "`--defend` trains variants of the network on your images and shows which of them leak less."
 ASK_FOR_SCALING = (
-    "Was a mean subtracted from the images, or were they scaled? Nobody has said so: give --mean and --std, or "
-    "--mean 0 if not."
+    "Was a mean subtracted from the images, or were they scaled? Nobody has said so: give `--mean` and `--std`, or "
+    "`--mean 0` if not."
+)
+MORE_MAY_LEAK = (
+    "Nobody has said whether training subtracted a mean or scaled the images. If it did, give `--mean` and `--std`: "
+    "more of them may then come out."
+)
+MEMBERSHIP = (
+    "The weights tell which images were trained on, though not what these show. If to know that someone's image was "
+    "among them harms her, treat the weights as private."
 )
 
 
@@ -34,34 +46,40 @@ def scaling_hint(check: ScalingCheck | None) -> str:
 def about_scaling(
     network: ForeignNetwork, check: ScalingCheck | None, *, plain: bool, untrained: bool = False
 ) -> list[str]:
-    """What to ask the owner of the scaling of her images: where nobody said it and no leak is plain, or it is wrong."""
+    """What to ask the owner of the scaling of her images: where nobody said it, or it is plainly wrong."""
     if untrained:
         return []
     if check is not None and check.is_plain:
         said = " You have said how they are scaled: was it so in training?" if network.scaling == "the user" else ""
         return [_known(check) + said]
-    if network.scaling != "nobody" or plain:
+    if network.scaling != "nobody":
         return []
+    if plain:
+        return [MORE_MAY_LEAK]
     return [" ".join([ASK_FOR_SCALING, *([_known(check)] if check else [])])]
 
 
 def _known(check: ScalingCheck) -> str:
     """How many images the network classifies rightly, and what would let it know more."""
     now = f"As it was read, the network classifies {check.right} of {check.images} of your images rightly"
-    if check.best is None:
-        return f"{now}, and no usual scaling lets it know more."
+    if check.best is None or check.p_value >= SIGNIFICANT:
+        return f"{now}, and under no usual scaling plainly more."
     known = f"{now}, and {check.best.right} if they are taken {check.best.words}."
     return f"{known} If it was trained on these, try {check.best.flags}."
 
 
 def next_steps(
-    judgement: Judgement, scores: ScoresRecord, found: CandidatesRecord, *, untrained: bool = False
+    judgement: Judgement,
+    scores: ScoresRecord,
+    found: CandidatesRecord,
+    *,
+    untrained: bool = False,
 ) -> list[str]:
     """What the owner should do, a sentence each."""
     steps = []
     if judgement.verdict == "leaks":
         steps.append("Treat the weights as you treat the training images: do not publish them, and limit who has them.")
-        if scores.recovered[judgement.level]:
+        if scores.recovered[judgement.level] and judgement.strength != "traces":
             steps.append(_whom_to_tell(judgement, scores))
         if found.start is not None:
             steps.append(
@@ -83,12 +101,19 @@ def next_steps(
     return steps
 
 
+def about_membership(judgement: Judgement, membership: Sequence[Membership]) -> list[str]:
+    """What to do where no image came out, and the weights tell which were trained on."""
+    told_apart = len(membership) * min((one.p_value for one in membership), default=1.0) < PLAINLY
+    return [MEMBERSHIP] if told_apart and judgement.verdict != "leaks" else []
+
+
 def _whom_to_tell(judgement: Judgement, scores: ScoresRecord) -> str:
     """Which images came out, and how many of these are there by chance, as far as the control tells."""
     count, chance = scores.recovered[judgement.level], scores.null[judgement.level] / scores.held_out * scores.images
-    named = f"the {count} images that came out" if count > 1 else "the image that came out"
+    named = f"the {count} images that came out" if count > 1 else "the one image that came out"
     by_chance = f"; by chance about {chance:.0f} of them" if chance >= 0.5 else ""
-    return f"leaked.csv names {named} (NCC >= {judgement.level}{by_chance}). If private, tell those whom they show."
+    whom = "they show" if count > 1 else "it shows"
+    return f"leaked.csv names {named} (NCC >= {judgement.level}{by_chance}). If private, tell whom {whom}."
 
 
 def without_state(judgement: Judgement, view: OwnersView | None) -> str:

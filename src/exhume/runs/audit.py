@@ -24,7 +24,7 @@ from exhume.problems import Problem, Selection
 from exhume.problems.owned import OwnedImages, Split
 from exhume.progress import ProgressCallback, no_op
 from exhume.records import encode, provenance, replace_files
-from exhume.runs.advice import DEFEND, about_scaling, next_steps, scaling_of, without_state
+from exhume.runs.advice import DEFEND, about_membership, about_scaling, next_steps, scaling_of, without_state
 from exhume.runs.applicability import read_applicability
 from exhume.runs.audit_record import EXPLAINED, AuditedImage, AuditRecord
 from exhume.runs.cells import known_record
@@ -154,6 +154,7 @@ def _audit(
         next_steps=[
             *about_scaling(network, scaling, plain=judgement.strength == "plainly", untrained=applies.untrained),
             *next_steps(judgement, scores, found, untrained=applies.untrained),
+            *about_membership(judgement, seen.membership if seen else []),
             *([without_state(judgement, seen.view if seen else None)] if checkpoint.momentum else []),
         ],
         scaling=scaling,

@@ -45,10 +45,12 @@ def audit_row(folder: Path) -> Row:
     owner = audit.owner
     return {
         "verdict": audit.judgement.name,
+        "strength": audit.judgement.strength if audit.judgement.verdict == "leaks" else None,
         "images": scores.images,
         "recovered": scores.recovered[HEADLINE],
         "held-out": scores.null[HEADLINE] if checked else None,
         "p": scores.p_value,
+        "p of all": scores.p_rank,
         "median NCC": scores.median_ncc,
         "stays": owner.stay if owner else None,
         "held-out stays": owner.held_out_stay if owner and owner.held_out else None,

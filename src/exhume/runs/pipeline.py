@@ -374,7 +374,10 @@ def _adopt(folder: Path, checkpoint: Checkpoint, overwrite: bool) -> None:
     if other and (folder / "training.json").exists():
         raise InputError(f"{folder} already holds a network that was trained there; choose another folder.")
     if other and not overwrite:
-        raise InputError(f"{folder} already holds another checkpoint; add --overwrite or choose another folder.")
+        raise InputError(
+            f"{folder} already holds another checkpoint, or this one read otherwise (--mean, --std, --layout); add "
+            "--overwrite or choose another folder."
+        )
     if other:
         remove_after(folder, "training")
     save_checkpoint(checkpoint, folder)
