@@ -216,7 +216,7 @@ def _save(
         torch.save(module.state_dict(), folder / "public.pt")
         initial = {"source": folder / "public.pt", "mean": mean}
     optimiser = _train(row, module, mean, images, labels)
-    given: dict[str, object] = {"mean": mean} if row.centred else {}
+    given: dict[str, object] = {"mean": mean.permute(1, 2, 0) if row.hwc else mean} if row.centred else {}
     if row.form == "script":
         torch.jit.trace(module, images[:2]).save(folder / "model.pt")  # type: ignore[no-untyped-call]
         return {"source": folder / "model.pt", **given}, initial
