@@ -3,7 +3,7 @@
     M = sum_i delta_i x_i^T = U S V^T,   delta_i = U c_i,   delta_ij = 0 where neuron j was closed for image i
 
 M: the first layer of the momentum, x_i with a 1 for the bias. A vector of the n-dimensional span of U has n - 1 zeros
-in general, and delta_i has as many as neurons were closed: finding it is finding a sparse vector in a subspace (Qu, Sun,
+in general, and delta_i has as many as neurons were closed: this is finding a sparse vector in a subspace (Qu, Sun,
 Wright 2014; reweighted least squares: Daubechies et al. 2010). Where it is 0 tells where W x_i is negative, so that
 x_i is found by itself, to about its gates. And where several c_i are known, their dual vectors give these x_i exactly,
 but for the span of the other images, which is known exactly too. So each delta that is found makes the next one easier
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from exhume.architecture import MLP
-from exhume.attack.momentum import rank_above_rounding
+from exhume.attack.momentum import FLOAT32_ROUNDING, rank_above_rounding
 from exhume.attack.priors import spread
 from exhume.attack.spectrum import first_layer, first_layer_spectrum
 from exhume.attack.target import Target
@@ -74,7 +74,8 @@ class MomentumSpan:
     """M = U S V^T, and what the trained first layer W gives within it.
 
     subtracted, divided: before the first layer; typical: an image's distance from the mean, length: that of its
-    inputs; neurons: U, [N, n]; singular: S, [n]; basis: V, [d, n]; gates: W V, [N, n]. An image is its coordinates x V, [n].
+    inputs; neurons: U, [N, n]; singular: S, [n]; basis: V, [d, n]; gates: W V, [N, n]. An image is its coordinates
+    x V, [n].
     """
 
     subtracted: Float[Tensor, "c h w"]
@@ -114,9 +115,6 @@ class Gates:
 
     opened: Bool[Tensor, "m N"]
     closed: Bool[Tensor, "m N"]
-
-    def of(self, rows: Tensor) -> "Gates":
-        return Gates(opened=self.opened[rows], closed=self.closed[rows])
 
 
 def images_of_closed_neurons(
@@ -162,9 +160,12 @@ def momentum_span(target: Target, *, smooth: bool) -> MomentumSpan | None:
         return None
     space = first_layer_spectrum(explained)[1]
     rank = rank_above_rounding(space.singular)
-    if not 1 < rank <= min(MOST_RANK * len(explained.weights[0]), MOST_DIRECTIONS):
+    momentum = first_layer(explained).detach().cpu().double()
+    size = momentum.norm(dim=1)
+    told = size > FLOAT32_ROUNDING * size.max()  # a neuron that was closed for every image is a zero of any vector
+    if not 1 < rank <= min(MOST_RANK * int(told.sum()), MOST_DIRECTIONS):
         return None
-    neurons, singular, basis = torch.linalg.svd(first_layer(explained).detach().cpu().double(), full_matrices=False)
+    neurons, singular, basis = torch.linalg.svd(momentum[told], full_matrices=False)
     cut = basis[:rank].T.contiguous()
     divided, typical = target.divided, TYPICAL_SPREAD * spread(target.centre)
     return MomentumSpan(
@@ -175,7 +176,7 @@ def momentum_span(target: Target, *, smooth: bool) -> MomentumSpan | None:
         neurons=neurons[:, :rank].contiguous(),
         singular=singular[:rank],
         basis=cut,
-        gates=first_layer(mlp).detach().cpu().double() @ cut,
+        gates=first_layer(mlp).detach().cpu().double()[told] @ cut,
         biased=explained.biases[0] is not None,
         smooth=smooth,
     )
@@ -187,22 +188,22 @@ def one_round(
     """From candidates to zeros and back: those whose zeros tell them, the others, and a basis of the others' span."""
     combinations = sparse_combinations(span, candidates)
     chosen, alike = distinct(span, combinations)
-    rest, exact = duals(span, sharpened(span, combinations[chosen]))
-    gates = gates_of(span, combinations)
+    exact = sharpened(span, combinations[chosen]) if len(chosen) else combinations[chosen]
+    rest, images = duals(span, exact)
     others = (~alike).nonzero().flatten()
-    within = fitted(span, gates.of(others), candidates.new_zeros(len(others), span.rank), candidates[others] @ rest.T, rest)
+    unlike, none = candidates[others], candidates.new_zeros(len(others), span.rank)
+    within = fitted(span, gates_of(span, combinations[others]), none, unlike @ rest.T, rest) if len(others) else unlike
     if len(chosen) == 0:
         return candidates[:0], within, rest
-    sign = (exact * candidates[chosen]).sum(1, keepdim=True).sign()
+    sign = (images * candidates[chosen]).sum(1, keepdim=True).sign()
     length = span.length * (len(chosen) / span.rank) ** 0.5
-    base = functional.normalize(exact) * sign * length
-    own = gates_of(span, sharpened(span, combinations[chosen]))
-    found = fitted(span, own, base, candidates.new_zeros(len(chosen), len(rest)), rest)
+    base = functional.normalize(images) * sign * length
+    found = fitted(span, gates_of(span, exact), base, candidates.new_zeros(len(chosen), len(rest)), rest)
     return found, within, rest
 
 
 def sparse_combinations(span: MomentumSpan, candidates: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """For each candidate the c, of length 1, for which U c has the fewest entries where the candidate closes neurons."""
+    """For each candidate the c, of length 1, for which U c is sparsest on the neurons that the candidate closes."""
     before = candidates @ span.gates.T
     closed = (before < -MARGIN * before.pow(2).mean(1, keepdim=True).sqrt()).double()
     start = torch.linalg.eigh(quadratic_forms(span, closed))[1][:, :, 0]
@@ -216,7 +217,11 @@ def sharpened(span: MomentumSpan, combinations: Float[Tensor, "m n"]) -> Float[T
 
 
 def reweighted(
-    span: MomentumSpan, start: Float[Tensor, "m n"], weights: Float[Tensor, "m N"], power: float, epsilons: Sequence[float]
+    span: MomentumSpan,
+    start: Float[Tensor, "m n"],
+    weights: Float[Tensor, "m N"],
+    power: float,
+    epsilons: Sequence[float],
 ) -> Float[Tensor, "m n"]:
     """Minimises sum_j w_j |(U c)_j|^p by least squares, each time with the last c as the direction of length 1."""
     for epsilon in epsilons:
@@ -260,9 +265,7 @@ def distinct(span: MomentumSpan, combinations: Float[Tensor, "m n"]) -> tuple[Te
     return rows, (cosines[:, rows] > ALIKE).any(1)
 
 
-def duals(
-    span: MomentumSpan, combinations: Float[Tensor, "k n"]
-) -> tuple[Float[Tensor, "r n"], Float[Tensor, "k n"]]:
+def duals(span: MomentumSpan, combinations: Float[Tensor, "k n"]) -> tuple[Float[Tensor, "r n"], Float[Tensor, "k n"]]:
     """An orthonormal basis of the other images' span, and the images of these c, outside of it, up to their length.
 
     With C the matrix of all c_i, the images are C^-1 S V^T. So those of some c_i lie in the rest's span plus that of
@@ -302,18 +305,21 @@ def unlikeliness(before: Float[Tensor, "m N"], gates: Gates) -> Tensor:
     chance = torch.sigmoid(SLOPE * before / before.detach().pow(2).mean(1, keepdim=True).sqrt())
     opened = (OPEN_ERROR + (1 - OPEN_ERROR) * chance).log() * gates.opened
     closed = (CLOSED_ERROR + (1 - CLOSED_ERROR) * (1 - chance)).log() * gates.closed
-    return -(opened + closed).sum()
+    cost: Tensor = -(opened + closed).sum()
+    return cost
 
 
 def implausibility(span: MomentumSpan, coordinates: Float[Tensor, "m n"]) -> Tensor:
-    """What makes coordinates no image: pixels outside of [0, 1], another size, b other than 1, roughness of photographs.
+    """What makes coordinates no image: pixels outside of [0, 1], an odd size, b other than 1, a rough photograph.
 
     The total variation is that of the image at the typical size: it must not make images faint.
     """
     images = span.differences(coordinates)
     size = images.flatten(1).norm(dim=1).clamp_min(1e-30)
     pixels = images + span.subtracted
-    cost = (pixels - pixels.detach().clamp(0, 1)).pow(2).sum() + SIZE_WEIGHT * (size / span.typical).log().pow(2).sum()
+    cost: Tensor = (pixels - pixels.detach().clamp(0, 1)).pow(2).sum() + SIZE_WEIGHT * (size / span.typical).log().pow(
+        2
+    ).sum()
     if span.biased:
         cost = cost + BIAS_WEIGHT * (coordinates @ span.basis[-1] - 1).pow(2).sum()
     if span.smooth:
@@ -327,4 +333,5 @@ def random_within(
 ) -> Float[Tensor, "m n"]:
     """Random coordinates of about this length within the span of orthonormal rows."""
     drawn = torch.randn(max(0, count), len(rest), generator=generator, dtype=torch.float64)
-    return drawn @ rest * (length / len(rest) ** 0.5)
+    within: Tensor = drawn @ rest * (length / len(rest) ** 0.5)
+    return within
