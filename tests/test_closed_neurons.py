@@ -90,7 +90,7 @@ def test_it_is_not_tried_where_it_cannot_be(why: str) -> None:
     with torch.no_grad():
         if why == "crowded":
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator(4)))
-            layer.weight[50:] = 0
+            layer.weight[50:], layer.bias[50:] = 0, 0
         if why == "nothing":
             layer.weight.zero_()
     kept = images[:2]
