@@ -5,12 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from exhume.attack.closed_neurons import distinct, images_of_closed_neurons, momentum_span, sparse_combinations
 from exhume.attack.known_init import WeightDelta
+from exhume.attack.methods import Exhume
+from exhume.attack.reconstruct import reconstruct
 from exhume.attack.target import Target, make_target
 from exhume.metrics import ncc
-from victims import generator
+from exhume.networks import NetworkConfig
+from victims import checkpoint, generator
 
 COUNT, SIDE, WIDTH = 12, 6, 200
 
@@ -95,3 +99,28 @@ def test_it_is_not_tried_where_it_cannot_be(why: str) -> None:
             layer.weight.zero_()
     kept = images[:2]
     assert len(images_of_closed_neurons(target, kept, generator(0), smooth=False)) == 0
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_a_reconstruction_adds_what_is_told(convolution: bool) -> None:
+    """The momentum after one step. A search of one step finds nothing. Behind a convolution nothing is told."""
+    kind = {"kind": "cnn", "channels": (2,)} if convolution else {"bias": "all"}
+    config = NetworkConfig(widths=(WIDTH, WIDTH), init_scale=None, **kind)  # type: ignore[arg-type]
+    images = torch.rand(COUNT, 1, SIDE, SIDE, generator=generator(1))
+    published = checkpoint("multiclass", config, centre=torch.full((1, SIDE, SIDE), 0.5))
+    module = published.build()
+    cross_entropy(module(images), torch.arange(COUNT) % 3).backward()
+    momentum = {name: p.grad for name, p in module.layers.named_parameters() if p.grad is not None}
+    found = reconstruct(replace(published, momentum=momentum), Exhume(steps=1, restarts=1))
+    count = len(reconstruct(published, Exhume(steps=1, restarts=1)).images)
+    added = len(found.images) - 2 * count
+    if convolution:
+        assert added == 0
+        assert "closed" not in found.message
+        return
+    assert f"{added} more candidates are told by the neurons that were closed for them" in found.message
+    assert added >= COUNT // 2
+    assert (ncc(found.images[-added:], images).amax(1) > 0.9).double().mean() > 0.7
+    assert found.confidence[-added:].isnan().all()
+    assert ((found.explained[-added:] > 0) & (found.explained[-added:] < 1)).all()
+    assert len(found.labels) == len(found.multipliers) == len(found.images)

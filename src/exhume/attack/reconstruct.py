@@ -116,7 +116,7 @@ def reconstruct(
         one if why else replace(one, confidence=_confidence(one, [other for other in sound if _same_kind(one, other)]))
         for one, why in zip(sound, reasons, strict=True)
     ]
-    told = [_by_closed_neurons(of[-1], one, method.seed) for one in sound[-1:] if _of_momentum(one)]
+    told = _by_closed_neurons(of[-1], sound[-1], method.seed) if _of_momentum(sound[-1]) else []
     kept, remark = join([*judged, *told]), remark + _told(told)
     return replace(kept, message=kept.message + remark + _lost(found) + _uncalibrated(reasons) + _rounding(target))
 
@@ -253,8 +253,8 @@ def _of_momentum(one: Candidates) -> bool:
     return known is not None and known.of == "momentum"
 
 
-def _by_closed_neurons(target: Target, found: Candidates, seed: int) -> Candidates:
-    """What the momentum's closed neurons tell, from the candidates of its last search on.
+def _by_closed_neurons(target: Target, found: Candidates, seed: int) -> list[Candidates]:
+    """What the momentum's closed neurons tell, from the candidates of its last search on; [] if nothing.
 
     The multiplier is the length of M x / |x|^2, for an image's inputs x and the first layer M, and the explained share
     that of M's squared norm within x: what a term of this image alone would account for.
@@ -262,14 +262,16 @@ def _by_closed_neurons(target: Target, found: Candidates, seed: int) -> Candidat
     generator = torch.Generator().manual_seed(seed)
     smooth = found.assumptions.smoothness > 0
     images = images_of_closed_neurons(target, found.images, generator, smooth=smooth)
-    seen, explained = images.to(target.centre), target.explained_mlp
+    mlp = target.explained_mlp
+    if len(images) == 0 or mlp is None:
+        return []
+    seen, first = images.to(target.centre), mlp.weights[0]
     with torch.no_grad():
         scores = target.network(seen)
         inputs = target.as_inputs(seen).flatten(1)
-        first = explained.weights[0] if explained else inputs.new_zeros(1, inputs.shape[1])
         along, length = (inputs @ first.T).norm(dim=1), inputs.norm(dim=1)
     labels = scores.argmax(1) if target.task == "multiclass" else (scores.flatten() > 0).long()
-    return replace(
+    one = replace(
         found,
         images=images.cpu(),
         labels=labels.cpu(),
@@ -277,6 +279,7 @@ def _by_closed_neurons(target: Target, found: Candidates, seed: int) -> Candidat
         explained=(along / length / first.norm()).pow(2).float().cpu(),
         confidence=torch.full((len(images),), torch.nan),
     )
+    return [one]
 
 
 def _told(told: Sequence[Candidates]) -> str:
