@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from exhume.architecture import MLP
+from exhume.attack.closed_neurons import images_of_closed_neurons
 from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
 from exhume.attack.interruption import OtherState, ReconstructionState, restore_search, search_state
 from exhume.attack.methods import Exhume
@@ -48,8 +49,9 @@ def reconstruct(
     """Candidate training images of a checkpoint, or of any `nn.Module`.
 
     These are the candidates of all searches, one search after another; a search that diverged leaves none, unless all
-    did. A checkpoint with a momentum is attacked by as many searches again, which explain that. If the start is known
-    too, the momentum also tells in which span the other searches look. The history is that of the first search that is
+    did. A checkpoint with a momentum is attacked by as many searches again, which explain that, and what they found is
+    followed by what its closed neurons tell, of unknown confidence. If the start is known too, the momentum also tells
+    in which span the other searches look. The history is that of the first search that is
     kept.
 
         candidates = exhume.reconstruct(exhume.load_checkpoint("runs/demo"), exhume.Exhume(steps=500))
@@ -114,7 +116,8 @@ def reconstruct(
         one if why else replace(one, confidence=_confidence(one, [other for other in sound if _same_kind(one, other)]))
         for one, why in zip(sound, reasons, strict=True)
     ]
-    kept = join(judged)
+    told = _by_closed_neurons(of[-1], sound[-1], method.seed) if _of_momentum(sound[-1]) else []
+    kept, remark = join([*judged, *told]), remark + _told(told)
     return replace(kept, message=kept.message + remark + _lost(found) + _uncalibrated(reasons) + _rounding(target))
 
 
@@ -243,6 +246,46 @@ def _uncalibrated_reason(one: Candidates, mlp: MLP | None) -> str | None:
     residual = one.history[-1].residual if one.history else math.inf
     told = (mlp.activation, len(mlp.weights[0])) if mlp else (None, None)
     return uncalibrated_reason(one.assumptions, one.images, residual, *told)
+
+
+def _of_momentum(one: Candidates) -> bool:
+    known = one.assumptions.known_init
+    return known is not None and known.of == "momentum"
+
+
+def _by_closed_neurons(target: Target, found: Candidates, seed: int) -> list[Candidates]:
+    """What the momentum's closed neurons tell, from the candidates of its last search on; [] if nothing.
+
+    The multiplier is the length of M x / |x|^2, for an image's inputs x and the first layer M, and the explained share
+    that of M's squared norm within x: what a term of this image alone would account for.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    smooth = found.assumptions.smoothness > 0
+    images = images_of_closed_neurons(target, found.images, generator, smooth=smooth)
+    mlp = target.explained_mlp
+    if len(images) == 0 or mlp is None:
+        return []
+    seen, first = images.to(target.centre), mlp.weights[0]
+    with torch.no_grad():
+        scores = target.network(seen)
+        inputs = target.as_inputs(seen).flatten(1)
+        along, length = (inputs @ first.T).norm(dim=1), inputs.norm(dim=1)
+    labels = scores.argmax(1) if target.task == "multiclass" else (scores.flatten() > 0).long()
+    one = replace(
+        found,
+        images=images.cpu(),
+        labels=labels.cpu(),
+        multipliers=(along / length.pow(2)).float().cpu(),
+        explained=(along / length / first.norm()).pow(2).float().cpu(),
+        confidence=torch.full((len(images),), torch.nan),
+    )
+    return [one]
+
+
+def _told(told: Sequence[Candidates]) -> str:
+    """A sentence for the record where closed neurons told images."""
+    count = sum(len(one.images) for one in told)
+    return f" {count} more candidates are told by the neurons that were closed for them." if count else ""
 
 
 def _same_kind(one: Candidates, other: Candidates) -> bool:

@@ -1,0 +1,126 @@
+"""Images come out of a planted momentum by its zeros alone, and nothing comes out of one without zeros."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from exhume.attack.closed_neurons import distinct, images_of_closed_neurons, momentum_span, sparse_combinations
+from exhume.attack.known_init import WeightDelta
+from exhume.attack.methods import Exhume
+from exhume.attack.reconstruct import reconstruct
+from exhume.attack.target import Target, make_target
+from exhume.metrics import ncc
+from exhume.networks import NetworkConfig
+from victims import checkpoint, generator
+
+COUNT, SIDE, WIDTH = 12, 6, 200
+
+
+def planted(*, closed: bool, rectified: bool = True) -> tuple[Tensor, Target]:
+    """Random images, and a target whose momentum is sum_i delta_i (x_i, 1)^T, delta_i Gaussian where neurons are open.
+
+    closed: whether delta is 0 elsewhere; else it is Gaussian there too.
+    """
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(SIDE**2, WIDTH), nn.ReLU() if rectified else nn.LeakyReLU(), nn.Linear(WIDTH, 4)
+    )
+    images = torch.rand(COUNT, 1, SIDE, SIDE, generator=generator(1))
+    first = module[1]
+    assert isinstance(first, nn.Linear)
+    with torch.no_grad():
+        first.weight.copy_(torch.randn(WIDTH, SIDE**2, generator=generator(2)) / SIDE)
+        # the grey that the network does not subtract, so that about half of the gates are closed
+        first.bias.copy_(-0.5 * first.weight.sum(1))
+        deltas = torch.randn(COUNT, WIDTH, generator=generator(3))
+        if closed:
+            deltas = deltas * (first(images.flatten(1)) > 0)
+        target = make_target(module, task="multiclass", centre=torch.full((1, SIDE, SIDE), 0.5))
+        momentum = nn.Sequential(
+            nn.Flatten(), nn.Linear(SIDE**2, WIDTH), nn.ReLU() if rectified else nn.LeakyReLU(), nn.Linear(WIDTH, 4)
+        )
+        for parameter in momentum.parameters():
+            parameter.zero_()
+        layer = momentum[1]
+        assert isinstance(layer, nn.Linear)
+        layer.weight.copy_(deltas.T @ images.flatten(1))
+        layer.bias.copy_(deltas.sum(0))
+    return images, replace(target, delta=WeightDelta(module=momentum, retained=1.0, of="momentum"))
+
+
+def found(target: Target) -> Tensor:
+    nothing = torch.zeros(0, 1, SIDE, SIDE)
+    return images_of_closed_neurons(target, nothing, generator(0), smooth=False)
+
+
+def test_images_come_out_by_the_zeros_alone() -> None:
+    """Each image that is told is another one of those planted, but for one direction at least, which gates tell."""
+    images, target = planted(closed=True)
+    told = found(target)
+    similar = ncc(told, images)
+    assert len(told) == COUNT - 1
+    assert similar.amax(1).min() > 0.9
+    assert similar.argmax(1).unique().numel() == len(told)
+    assert ncc(told, torch.rand(100, 1, SIDE, SIDE, generator=generator(9))).max() < 0.8
+    assert torch.equal(told, found(target))
+
+
+def test_nothing_is_told_without_zeros() -> None:
+    _, target = planted(closed=False)
+    assert len(found(target)) == 0
+
+
+def test_a_candidate_that_closes_the_right_neurons_gives_its_delta_exactly() -> None:
+    """By hand: delta is proportional to M times what is dual to its image, and that is unique."""
+    images, target = planted(closed=True)
+    span = momentum_span(target, smooth=False)
+    assert span is not None
+    assert span.rank == COUNT
+    coordinates = span.coordinates(target, images)
+    combinations = sparse_combinations(span, coordinates)
+    deltas = torch.linalg.inv(coordinates / span.singular)  # columns: c_i, up to their length
+    cosines = (combinations * deltas.T).sum(1).abs() / deltas.norm(dim=0)
+    assert cosines.min() > 1 - 1e-6
+    assert len(distinct(span, combinations)[0]) == COUNT - 1
+
+
+@pytest.mark.parametrize("why", ["leaky", "crowded", "nothing"])
+def test_it_is_not_tried_where_it_cannot_be(why: str) -> None:
+    images, target = planted(closed=True, rectified=why != "leaky")
+    layer = target.explained.get_submodule("1")
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        if why == "crowded":
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator(4)))
+            layer.weight[50:], layer.bias[50:] = 0, 0
+        if why == "nothing":
+            layer.weight.zero_()
+    kept = images[:2]
+    assert len(images_of_closed_neurons(target, kept, generator(0), smooth=False)) == 0
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_a_reconstruction_adds_what_is_told(convolution: bool) -> None:
+    """The momentum after one step. A search of one step finds nothing. Behind a convolution nothing is told."""
+    kind = {"kind": "cnn", "channels": (2,)} if convolution else {"bias": "all"}
+    config = NetworkConfig(widths=(WIDTH, WIDTH), init_scale=None, **kind)  # type: ignore[arg-type]
+    images = torch.rand(COUNT, 1, SIDE, SIDE, generator=generator(1))
+    published = checkpoint("multiclass", config, centre=torch.full((1, SIDE, SIDE), 0.5))
+    module = published.build()
+    cross_entropy(module(images), torch.arange(COUNT) % 3).backward()
+    momentum = {name: p.grad for name, p in module.layers.named_parameters() if p.grad is not None}
+    found = reconstruct(replace(published, momentum=momentum), Exhume(steps=1, restarts=1))
+    count = len(reconstruct(published, Exhume(steps=1, restarts=1)).images)
+    added = len(found.images) - 2 * count
+    if convolution:
+        assert added == 0
+        assert "closed" not in found.message
+        return
+    assert f"{added} more candidates are told by the neurons that were closed for them" in found.message
+    assert added >= COUNT // 2
+    assert (ncc(found.images[-added:], images).amax(1) > 0.9).double().mean() > 0.7
+    assert found.confidence[-added:].isnan().all()
+    assert ((found.explained[-added:] > 0) & (found.explained[-added:] < 1)).all()
+    assert len(found.labels) == len(found.multipliers) == len(found.images)
