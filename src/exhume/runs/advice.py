@@ -103,8 +103,11 @@ def next_steps(
 
 def about_membership(judgement: Judgement, membership: Sequence[Membership]) -> list[str]:
     """What to do where no image came out, and the weights tell which were trained on."""
-    told_apart = len(membership) * min((one.p_value for one in membership), default=1.0) < PLAINLY
-    return [MEMBERSHIP] if told_apart and judgement.verdict != "leaks" else []
+    if not membership or judgement.verdict == "leaks":
+        return []
+    # of several signals the best is taken, so its chance counts as often as there are signals
+    chance = len(membership) * min(one.p_value for one in membership)
+    return [MEMBERSHIP] if chance < PLAINLY else []
 
 
 def _whom_to_tell(judgement: Judgement, scores: ScoresRecord) -> str:
