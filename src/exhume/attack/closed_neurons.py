@@ -23,7 +23,9 @@ from exhume.attack.momentum import FLOAT32_ROUNDING, rank_above_rounding
 from exhume.attack.priors import spread
 from exhume.attack.spectrum import first_layer, first_layer_spectrum
 from exhume.attack.target import Target
+from exhume.progress import Progress, ProgressCallback, no_op
 
+STAGE = "closed neurons"
 MORE_ZEROS = 0.15
 """Share of neurons that must be closed beyond rank / neurons, which a wrong vector reaches. The right ones on
 photographs have 0.3 more in the median, the wrong ones 0.05. Chosen on one network."""
@@ -123,6 +125,7 @@ def images_of_closed_neurons(
     generator: torch.Generator,
     *,
     smooth: bool,
+    progress_callback: ProgressCallback = no_op,
 ) -> Float[Tensor, "k c h w"]:
     """Images of which the momentum tells the zeros: un-centred, each another one; none where it cannot be tried.
 
@@ -135,6 +138,7 @@ def images_of_closed_neurons(
         target: of `momentum_target`.
         starts: candidates that a search has found, [m, c, h, w], m may be 0. Random ones are added.
         smooth: whether the images are smooth, as photographs are.
+        progress_callback: is told of each round, of ROUNDS at most, and how many images are told.
     """
     span = momentum_span(target, smooth=smooth)
     if span is None:
@@ -142,7 +146,8 @@ def images_of_closed_neurons(
     given = span.coordinates(target, starts)[:STARTS]
     more = random_within(torch.eye(span.rank, dtype=torch.float64), STARTS - len(given), span.length, generator)
     candidates, best, idle = torch.cat([given, more]), given[:0], 0
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
+        progress_callback(Progress(stage=STAGE, step=number, total=ROUNDS, values={"images": len(best)}))
         found, others, rest = one_round(span, candidates)
         idle = 0 if len(found) > len(best) else idle + 1
         best = found if len(found) >= len(best) else best
@@ -150,6 +155,7 @@ def images_of_closed_neurons(
             break
         fresh = random_within(rest, STARTS - len(found) - len(others), span.length, generator)
         candidates = torch.cat([found, others, fresh])
+    progress_callback(Progress(stage=STAGE, step=ROUNDS, total=ROUNDS, values={"images": len(best)}))
     return (span.differences(best) + span.subtracted).float()
 
 

@@ -116,7 +116,8 @@ def reconstruct(
         one if why else replace(one, confidence=_confidence(one, [other for other in sound if _same_kind(one, other)]))
         for one, why in zip(sound, reasons, strict=True)
     ]
-    told = _by_closed_neurons(of[-1], sound[-1], method.seed) if _of_momentum(sound[-1]) else []
+    by_zeros = _of_momentum(sound[-1])
+    told = _by_closed_neurons(of[-1], sound[-1], method.seed, progress_callback) if by_zeros else []
     kept, remark = join([*judged, *told]), remark + _told(told)
     return replace(kept, message=kept.message + remark + _lost(found) + _uncalibrated(reasons) + _rounding(target))
 
@@ -253,7 +254,9 @@ def _of_momentum(one: Candidates) -> bool:
     return known is not None and known.of == "momentum"
 
 
-def _by_closed_neurons(target: Target, found: Candidates, seed: int) -> list[Candidates]:
+def _by_closed_neurons(
+    target: Target, found: Candidates, seed: int, progress_callback: ProgressCallback
+) -> list[Candidates]:
     """What the momentum's closed neurons tell, from the candidates of its last search on; [] if nothing.
 
     The multiplier is the length of M x / |x|^2, for an image's inputs x and the first layer M, and the explained share
@@ -261,7 +264,9 @@ def _by_closed_neurons(target: Target, found: Candidates, seed: int) -> list[Can
     """
     generator = torch.Generator().manual_seed(seed)
     smooth = found.assumptions.smoothness > 0
-    images = images_of_closed_neurons(target, found.images, generator, smooth=smooth)
+    images = images_of_closed_neurons(
+        target, found.images, generator, smooth=smooth, progress_callback=progress_callback
+    )
     mlp = target.explained_mlp
     if len(images) == 0 or mlp is None:
         return []
