@@ -174,7 +174,7 @@ def test_a_record_of_today_is_not_upgraded(path: Path) -> None:
 @pytest.mark.parametrize("number", [None, 0, READ[0] - 1, FORMAT + 1, str(FORMAT)])
 def test_another_format_is_refused(path: Path, number: object) -> None:
     change(path, lambda content: content.update(format=number))
-    assert "has none of the formats that this version of exhume reads (2, 3, 4, 5, 6)" in refusal(path)
+    assert "has none of the formats that this version of exhume reads (2, 3, 4, 5, 6, 7)" in refusal(path)
     change(path, lambda content: content.pop("format"))
     assert "has none of the formats" in refusal(path)
 

@@ -28,8 +28,8 @@ from exhume.errors import InputError
 
 T = TypeVar("T")
 
-FORMAT = 6
-READ = (2, 3, 4, 5, FORMAT)
+FORMAT = 7
+READ = (2, 3, 4, 5, 6, FORMAT)
 """The formats that are read; a record of an older one is brought up to date by its kind's `Upgrade`."""
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 SEAL = "sha256"

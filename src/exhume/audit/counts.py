@@ -87,7 +87,8 @@ class Counts:
 
     p_kind: the chance of such held-out images if they were of the same kind as the training images; kind_gap: how far
     the two kinds are apart; near: at each threshold, of the images that came out the share that would be held-out ones
-    if an image came out for its kind alone (`compare_kinds`; without thresholds that no training image reached);
+    if an image came out for its kind alone (`compare_kinds`; without thresholds that no training image reached; empty
+    in records of formats before 7);
     p_rank: that of `rank_test`, over all similarities; share: of the images recovered at 0.9, with its 95 % interval
     (Clopper-Pearson); difference: of that share and the held-out images' (Newcombe); distinct: images recovered at 0.9
     that do not resemble each other (NCC < 0.95); picked: what an attacker without the data would have picked.

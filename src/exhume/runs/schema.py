@@ -226,11 +226,11 @@ def _upgrade_search(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgrade_scores(content: dict[str, Any]) -> dict[str, Any]:
-    """Format 4 had one test, of the counts at 0.9; format 5 did not say how near two kinds are."""
+    """Format 4 had one test, of the counts at 0.9; 5 did not say how near two kinds are, nor 6 what lies near whom."""
     tests = ("p_least", "p_kind", "kind_gap", "p_rank", "share", "difference")
     later = dict.fromkeys((*tests, "distinct", "picked", "given"))
     scores = _renamed(content, {"never_seen": "held_out"})
-    return {"p_values": {"0.9": scores["p_value"]}, **later, **scores}
+    return {"p_values": {"0.9": scores["p_value"]}, "near": {}, **later, **scores}
 
 
 _SETTINGS = {"bilevel": "binary_prior"}
@@ -280,4 +280,4 @@ UPGRADES: dict[type, Upgrade] = {
     SearchRecord: _upgrade_search,
     ScoresRecord: _upgrade_scores,
 }
-"""How the records of formats 2 to 5 become today's; other records have not changed since."""
+"""How the records of formats 2 to 6 become today's; other records have not changed since."""
