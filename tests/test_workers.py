@@ -411,6 +411,7 @@ def test_all_models_of_a_folder_are_audited_everywhere_alike_and_once(
     assert [row["model"] for row in rows] == ["broken.pt", "later/two.pt", "one.pt"]
     assert "broken.pt is no plain state dict" in rows[0]["status"] and rows[0]["verdict"] == ""
     assert rows[1]["verdict"] and rows[1]["images"] == "20"
+    assert float(rows[1]["p of all"]) <= 1 and (rows[1]["strength"] == "") == (rows[1]["verdict"] != "leaks")
     assert said[-2] == f"table         {tmp_path}/here/table.csv"
     assert said[-1] == "not audited   1 of 3 models: broken.pt. The status says why."
     assert "held-out" in rows[1] and "null" not in rows[1]

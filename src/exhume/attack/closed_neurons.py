@@ -21,7 +21,7 @@ from torch.nn import functional
 from exhume.architecture import MLP
 from exhume.attack.momentum import FLOAT32_ROUNDING, rank_above_rounding
 from exhume.attack.priors import spread
-from exhume.attack.spectrum import first_layer, first_layer_spectrum
+from exhume.attack.spectrum import first_layer
 from exhume.attack.target import Target
 from exhume.progress import Progress, ProgressCallback, no_op
 
@@ -164,14 +164,13 @@ def momentum_span(target: Target, *, smooth: bool) -> MomentumSpan | None:
     mlp, explained = target.architecture, target.explained_mlp
     if not isinstance(mlp, MLP) or explained is None or mlp.activation != "relu" or not explained.weights[0].any():
         return None
-    space = first_layer_spectrum(explained)[1]
-    rank = rank_above_rounding(space.singular)
     momentum = first_layer(explained).detach().cpu().double()
     size = momentum.norm(dim=1)
     told = size > FLOAT32_ROUNDING * size.max()  # a neuron that was closed for every image is a zero of any vector
-    if not 1 < rank <= min(MOST_RANK * int(told.sum()), MOST_DIRECTIONS):
-        return None
     neurons, singular, basis = torch.linalg.svd(momentum[told], full_matrices=False)
+    rank = rank_above_rounding(singular)
+    if not 1 < rank <= min(MOST_RANK * len(neurons), MOST_DIRECTIONS):
+        return None
     cut = basis[:rank].T.contiguous()
     divided, typical = target.divided, TYPICAL_SPREAD * spread(target.centre)
     return MomentumSpan(
@@ -323,9 +322,8 @@ def implausibility(span: MomentumSpan, coordinates: Float[Tensor, "m n"]) -> Ten
     images = span.differences(coordinates)
     size = images.flatten(1).norm(dim=1).clamp_min(1e-30)
     pixels = images + span.subtracted
-    cost: Tensor = (pixels - pixels.detach().clamp(0, 1)).pow(2).sum() + SIZE_WEIGHT * (size / span.typical).log().pow(
-        2
-    ).sum()
+    cost: Tensor = (pixels - pixels.detach().clamp(0, 1)).pow(2).sum()
+    cost = cost + SIZE_WEIGHT * (size / span.typical).log().pow(2).sum()
     if span.biased:
         cost = cost + BIAS_WEIGHT * (coordinates @ span.basis[-1] - 1).pow(2).sum()
     if span.smooth:

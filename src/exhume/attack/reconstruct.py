@@ -51,8 +51,7 @@ def reconstruct(
     These are the candidates of all searches, one search after another; a search that diverged leaves none, unless all
     did. A checkpoint with a momentum is attacked by as many searches again, which explain that, and what they found is
     followed by what its closed neurons tell, of unknown confidence. If the start is known too, the momentum also tells
-    in which span the other searches look. The history is that of the first search that is
-    kept.
+    in which span the other searches look. The history is that of the first search that is kept.
 
         candidates = exhume.reconstruct(exhume.load_checkpoint("runs/demo"), exhume.Exhume(steps=500))
 

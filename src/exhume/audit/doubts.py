@@ -22,8 +22,8 @@ SCARCE = 2 / 3
 of 100 digits that were drawn alike it is 0.77 to 1.13 (40 sets); near ones, where one side has a third of them, 0.5."""
 HALVED = 0.5
 """Of the held-out images that ought to come out, the share that is counted on where kinds may differ: neighbours
-see a kind only coarsely. Of 78 pairs of changed and unchanged digits (blurred, dimmed, moved, turned, thickened) and 21
-mixes of ones, with candidates that show other images of one side's kind, no lead at 0.9 was called no chance so."""
+see a kind only coarsely. So none of 104 pairs of changed and unchanged digits and of 21 mixes of ones, scored against
+other images of one side's kind, had a lead at 0.9 that its kind did not explain (docs/log.md)."""
 SOMEWHAT = "The held-out images are of a somewhat other kind, and the lead is larger than that would explain"
 ANOTHER = "The held-out images are of another kind than the training images, so they are no control"
 

@@ -54,15 +54,16 @@ def compare_kinds(
     Neighbours are those of the largest similarity, and for pictures once more those of the smallest distance, since
     similarity does not see brightness; of the two the one that says more against the control counts.
 
-    p_value: two things are counted, and the same after random divisions. How many of the ten nearest neighbours of an
+    p_value: three things are counted, and the same after random divisions. How many of the ten nearest neighbours of an
     image are on its own side (the nearest-neighbour test of two samples: Schilling 1986, Henze 1988)? And how many
     neighbours are training images, too many or too few? The first does not see noise: where the nearest of all images
-    are the clean ones, as many neighbours are lost to one side as the other has more (Chen, Friedman 2017). Of both, by
-    either measure, the one that is farthest from its mean counts (max-type test: Chu, Chen 2019), in its standard
-    deviations. gap: by how much the share of training images among an image's neighbours is other than after random
-    divisions, on average over the training images or over the held-out ones, the largest. near: the mean share of
-    held-out images among the neighbours of the training images that came out. Where images come out for their kind,
-    held-out images of that kind, which lie near, must come out in proportion.
+    are the clean ones, as many neighbours are lost to one side as the other has more (Chen, Friedman 2017). And are the
+    neighbours of training images nearer than others, or farther, by rank? Of all three, by either measure, the one that
+    is farthest from its mean counts (max-type test: Chu, Chen 2019), in its standard deviations. gap: by how much the
+    share of training images among an image's neighbours is other than after random divisions, on average over the
+    training images or over the held-out ones, the largest. near: the mean share of held-out images among the neighbours
+    of the training images that came out. Where images come out for their kind, held-out images of that kind, which lie
+    near, must come out in proportion.
 
         >>> images = torch.rand(60, 1, 6, 6, generator=torch.Generator().manual_seed(0))
         >>> alike, darker = compare_kinds(images[:30], images[30:]), compare_kinds(images[:30], images[30:] / 2)

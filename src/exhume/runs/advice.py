@@ -69,11 +69,7 @@ def _known(check: ScalingCheck) -> str:
 
 
 def next_steps(
-    judgement: Judgement,
-    scores: ScoresRecord,
-    found: CandidatesRecord,
-    *,
-    untrained: bool = False,
+    judgement: Judgement, scores: ScoresRecord, found: CandidatesRecord, *, untrained: bool = False
 ) -> list[str]:
     """What the owner should do, a sentence each."""
     steps = []
