@@ -208,7 +208,7 @@ def refusing(item: int, _: object) -> tuple[int, None]:
 def test_a_task_that_always_kills_its_worker_ends_in_a_sentence(nodes: Nodes) -> None:
     with pytest.raises(InputError, match=f"Ray gave up a task after {RETRIES} retries"):
         list(nodes.workers.map(always_deadly, [1], count=1, device="cpu", display=no_display))
-    with pytest.raises(InputError, match=r"^7 is refused\.$"):
+    with pytest.raises(InputError, match=r"^[78] is refused\.$"):
         list(nodes.workers.map(refusing, [7, 8], count=2, device="cpu", display=no_display))
 
 
