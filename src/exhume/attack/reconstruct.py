@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from exhume.architecture import MLP
-from exhume.attack.closed_neurons import images_of_closed_neurons
+from exhume.attack.closed_neurons.told import told_by_closed_neurons
 from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
 from exhume.attack.interruption import OtherState, ReconstructionState, restore_search, search_state
 from exhume.attack.methods import Exhume
@@ -49,9 +49,10 @@ def reconstruct(
     """Candidate training images of a checkpoint, or of any `nn.Module`.
 
     These are the candidates of all searches, one search after another; a search that diverged leaves none, unless all
-    did. A checkpoint with a momentum is attacked by as many searches again, which explain that, and what they found is
-    followed by what its closed neurons tell, of unknown confidence. If the start is known too, the momentum also tells
-    in which span the other searches look. The history is that of the first search that is kept.
+    did. A checkpoint with a momentum is attacked by as many searches again, which explain that. If the start is known
+    too, the momentum also tells in which span the other searches look. What was found is followed by what closed
+    neurons tell, of unknown confidence, where the start is known and training was gradient descent, or else where there
+    is a momentum. The history is that of the first search that is kept.
 
         candidates = exhume.reconstruct(exhume.load_checkpoint("runs/demo"), exhume.Exhume(steps=500))
 
@@ -115,8 +116,7 @@ def reconstruct(
         one if why else replace(one, confidence=_confidence(one, [other for other in sound if _same_kind(one, other)]))
         for one, why in zip(sound, reasons, strict=True)
     ]
-    by_zeros = _of_momentum(sound[-1])
-    told = _by_closed_neurons(of[-1], sound[-1], method.seed, progress_callback) if by_zeros else []
+    told = _by_closed_neurons(of, found, method.seed, progress_callback)
     kept, remark = join([*judged, *told]), remark + _told(told)
     return replace(kept, message=kept.message + remark + _lost(found) + _uncalibrated(reasons) + _rounding(target))
 
@@ -248,42 +248,15 @@ def _uncalibrated_reason(one: Candidates, mlp: MLP | None) -> str | None:
     return uncalibrated_reason(one.assumptions, one.images, residual, *told)
 
 
-def _of_momentum(one: Candidates) -> bool:
-    known = one.assumptions.known_init
-    return known is not None and known.of == "momentum"
-
-
 def _by_closed_neurons(
-    target: Target, found: Candidates, seed: int, progress_callback: ProgressCallback
+    targets: Sequence[Target], found: Sequence[Candidates], seed: int, progress_callback: ProgressCallback
 ) -> list[Candidates]:
-    """What the momentum's closed neurons tell, from the candidates of its last search on; [] if nothing.
-
-    The multiplier is the length of M x / |x|^2, for an image's inputs x and the first layer M, and the explained share
-    that of M's squared norm within x: what a term of this image alone would account for.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    smooth = found.assumptions.smoothness > 0
-    images = images_of_closed_neurons(
-        target, found.images, generator, smooth=smooth, progress_callback=progress_callback
-    )
-    mlp = target.explained_mlp
-    if len(images) == 0 or mlp is None:
-        return []
-    seen, first = images.to(target.centre), mlp.weights[0]
-    with torch.no_grad():
-        scores = target.network(seen)
-        inputs = target.as_inputs(seen).flatten(1)
-        along, length = (inputs @ first.T).norm(dim=1), inputs.norm(dim=1)
-    labels = scores.argmax(1) if target.task == "multiclass" else (scores.flatten() > 0).long()
-    one = replace(
-        found,
-        images=images.cpu(),
-        labels=labels.cpu(),
-        multipliers=(along / length.pow(2)).float().cpu(),
-        explained=(along / length / first.norm()).pow(2).float().cpu(),
-        confidence=torch.full((len(images),), torch.nan),
-    )
-    return [one]
+    """What closed neurons tell of the change since a start, where that is exact, else of a momentum; [] if nothing."""
+    done = [pair for pair in zip(targets, found, strict=True) if pair[1].status == "done"]
+    searches = [(target, one, known) for target, one in done if (known := one.assumptions.known_init)]
+    exact = [search for search in searches if search[2].of == "change" and search[2].exact]
+    best = exact or [search for search in searches if search[2].of == "momentum"]
+    return told_by_closed_neurons(*best[-1][:2], seed, progress_callback) if best else []
 
 
 def _told(told: Sequence[Candidates]) -> str:

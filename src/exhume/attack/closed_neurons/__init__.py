@@ -1,0 +1,97 @@
+"""Images that a sum of gradients tells exactly, by the neurons that were closed for them.
+
+    M = sum_i delta_i x_i^T = U S V^T,   delta_i = U c_i,   delta_ij = 0 where neuron j was closed for image i
+
+M: the first layer of a momentum, or of the change since a known start that has as few directions as images; x_i with a
+1 for the bias. A vector of the n-dimensional span of U has n - 1 zeros in general, and delta_i has as many as neurons
+were closed: this is finding a sparse vector in a subspace (Qu, Sun, Wright 2014; reweighted least squares: Daubechies
+et al. 2010). Where it is 0 tells where W x_i is negative, so that x_i is found by itself, to about its gates. And where
+several c_i are known, their dual vectors give these x_i exactly, but for the span of the other images, which is known
+exactly too. So each delta that is found makes the next one easier (docs/theory.md, "Closed neurons").
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from exhume.attack.closed_neurons.contributions import Contributions, contributions
+from exhume.attack.closed_neurons.fit import fitted, fitted_of_either_sign, gates_of
+from exhume.attack.closed_neurons.zeros import ALIKE, distinct, duals, sparse_combinations
+from exhume.attack.target import Target
+from exhume.progress import Progress, ProgressCallback, no_op
+
+STAGE = "closed neurons"
+STARTS = 200
+"""Candidates that are followed at once."""
+ROUNDS = 40
+"""Most rounds of finding zeros and images in turn."""
+PATIENCE = 3
+"""Rounds without a new image after which it ends."""
+
+
+def images_of_closed_neurons(
+    target: Target,
+    starts: Float[Tensor, "m c h w"],
+    generator: torch.Generator,
+    *,
+    smooth: bool,
+    progress_callback: ProgressCallback = no_op,
+) -> Float[Tensor, "k c h w"]:
+    """Images of which the zeros are told: un-centred, each another one; none where it cannot be tried.
+
+    That is where the network is no dense one of ReLU, or where what is explained has more than MOST_RANK of as many
+    directions as neurons, as what Adam changed has. No image need be known, and of a momentum no start either.
+
+        images = images_of_closed_neurons(momentum_target(checkpoint), found.images, torch.Generator(), smooth=True)
+
+    Args:
+        target: of `momentum_target`, or of a known start.
+        starts: candidates that a search has found, [m, c, h, w], m may be 0. Random ones are added.
+        smooth: whether the images are smooth, as photographs are.
+        progress_callback: is told of each round, of ROUNDS at most, and how many images are told.
+    """
+    span = contributions(target, smooth=smooth)
+    if span is None:
+        return starts[:0]
+    given = span.coordinates(target, starts)[:STARTS]
+    more = random_within(torch.eye(span.rank, dtype=torch.float64), STARTS - len(given), span.length, generator)
+    candidates, best, idle = torch.cat([given, more]), given[:0], 0
+    for number in range(ROUNDS):
+        progress_callback(Progress(stage=STAGE, step=number, total=ROUNDS, values={"images": len(best)}))
+        found, others, rest = one_round(span, candidates)
+        idle = 0 if len(found) > len(best) else idle + 1
+        best = found if len(found) >= len(best) else best
+        if idle == PATIENCE or len(best) == span.rank:
+            break
+        fresh = random_within(rest, STARTS - len(found) - len(others), span.length, generator)
+        candidates = torch.cat([found, others, fresh])
+    progress_callback(Progress(stage=STAGE, step=ROUNDS, total=ROUNDS, values={"images": len(best)}))
+    return (span.differences(best) + span.subtracted).float()
+
+
+def one_round(
+    span: Contributions, candidates: Float[Tensor, "m n"]
+) -> tuple[Float[Tensor, "k n"], Float[Tensor, "l n"], Float[Tensor, "r n"]]:
+    """From candidates to zeros and back: those whose zeros tell them, the others, and a basis of the others' span."""
+    combinations = sparse_combinations(span, candidates)
+    chosen, exact = distinct(span, combinations)
+    rest, images = duals(span, exact)
+    other = ((combinations @ exact.T).abs() < ALIKE).all(1)  # U is orthonormal
+    others = candidates[other]
+    if len(others) and len(rest):
+        none = torch.zeros_like(others)
+        others = fitted(span, gates_of(span, combinations[other]), none, others @ rest.T, rest)[0]
+    if len(chosen) == 0:
+        return candidates[:0], others, rest
+    base = functional.normalize(images) * span.length * (len(chosen) / span.rank) ** 0.5
+    return fitted_of_either_sign(span, gates_of(span, exact), base, rest), others, rest
+
+
+def random_within(
+    rest: Float[Tensor, "r n"], count: int, length: float, generator: torch.Generator
+) -> Float[Tensor, "m n"]:
+    """Random coordinates of about this length within the span of orthonormal rows."""
+    drawn = torch.randn(max(0, count), len(rest), generator=generator, dtype=torch.float64)
+    within: Tensor = drawn @ rest * (length / len(rest) ** 0.5)
+    return within
