@@ -133,7 +133,7 @@ def test_an_assignment_is_one_to_one_and_none_is_better(table: tuple[int, int, i
     random = np.random.default_rng(seed)
     values = torch.tensor(np.round(random.uniform(-1, 1, (rows, columns)), 0 if tied else 6), dtype=torch.float32)
     usable = torch.tensor(random.random(columns) < 0.7)
-    assigned = assign(values, usable)
+    assigned = assign(values, usable=usable)
     taken = assigned[assigned >= 0].tolist()
     assert len(set(taken)) == len(taken) == min(rows, int(usable.sum()))
     assert all(bool(usable[column]) for column in taken)

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from exhume.audit.assignment import largest_total
 from exhume.candidates import Candidates, Images
 from exhume.errors import InputError
-from exhume.metrics import similarity
+from exhume.metrics import most_similar, similarity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,19 +58,19 @@ def match(candidates: Candidates | Images, images: Float[Tensor, "n c h w"]) -> 
     found = comparable(candidates, images)
     usable = finite(found)
     values = masked(similarity(images, found), usable, -1.0)
-    return Matches(similarity=values, nearest=_best(values, usable), assigned=assign(values, usable))
+    return Matches(similarity=values, nearest=_best(values, usable), assigned=assign(values, usable=usable))
 
 
-def assign(values: Float[Tensor, "n m"], usable: Shaped[Tensor, " m"]) -> Int[Tensor, " n"]:
+def assign(*parts: Float[Tensor, "_ m"], usable: Bool[Tensor, " m"]) -> Int[Tensor, " n"]:
     """The one-to-one assignment of the largest total, [n]: the candidate of each image, -1 where it has none.
 
     Args:
+        parts: similarities, of n images in one matrix or several.
         usable: which candidates may serve an image, [m].
     """
-    assigned = torch.full((len(values),), -1)
-    # below any similarity: no image takes what is not finite by a tie
-    rows, columns = largest_total(masked(values, usable, -2.0))
-    assigned[rows] = torch.where(usable[columns], columns, -1)
+    assigned = torch.full((sum(map(len, parts)),), -1)
+    rows, columns = largest_total(*(parts if usable.all() else [part[:, usable] for part in parts]))
+    assigned[rows] = torch.nonzero(usable)[:, 0][columns]
     return assigned
 
 
@@ -127,17 +127,18 @@ def comparable(candidates: Candidates | Images, images: Float[Tensor, "n c h w"]
     return found.detach().to(images)
 
 
-def masked(values: Float[Tensor, "n m"], usable: Shaped[Tensor, " m"], instead: float) -> Float[Tensor, "n m"]:
-    """The values, and others for columns that are not usable; no copy is made where all are."""
-    return values if usable.all() else torch.where(usable, values, instead)
+def masked(values: Float[Tensor, "n m"], usable: Bool[Tensor, " m"], instead: float) -> Float[Tensor, "n m"]:
+    """The values, once their columns that are not usable have another one: in place, since they may be many."""
+    return values if usable.all() else values.masked_fill_(~usable, instead)
 
 
-def finite(images: Float[Tensor, "m c h w"]) -> Shaped[Tensor, " m"]:
+def finite(images: Float[Tensor, "m c h w"]) -> Bool[Tensor, " m"]:
     """Which images are finite throughout, [m]; a diverged run leaves others."""
-    return images.isfinite().flatten(1).all(1)
+    low, high = images.flatten(1).aminmax(dim=1)  # which are NaN where a pixel is
+    return low.isfinite() & high.isfinite()
 
 
-def _best(values: Float[Tensor, "n m"], usable: Shaped[Tensor, " m"]) -> Int[Tensor, " n"]:
+def _best(values: Float[Tensor, "n m"], usable: Bool[Tensor, " m"]) -> Int[Tensor, " n"]:
     return values.argmax(1) if usable.any() else torch.full((len(values),), -1)
 
 
@@ -147,6 +148,16 @@ def _of(values: Float[Tensor, "n m"], chosen: Int[Tensor, " n"]) -> Float[Tensor
 
 def halved_similarity(found: Float[Tensor, "m c h w"], images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n m"]:
     """The papers' comparison: colour images at half their size, where noise of single pixels does not count."""
-    if images.shape[1] == 3 and min(images.shape[2:]) >= 6:
-        images, found = (functional.interpolate(x, scale_factor=0.5, mode="bicubic") for x in (images, found))
+    images, found = _halved(images), _halved(found)
     return masked(similarity(images, found), finite(found), -1.0)
+
+
+def nearest_halved(found: Float[Tensor, "m c h w"], images: Float[Tensor, "n c h w"]) -> Int[Tensor, " n"]:
+    """The most similar candidate of each image, all of which are finite, as by `halved_similarity`."""
+    return most_similar(_halved(images), _halved(found))
+
+
+def _halved(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c _ _"]:
+    if images.shape[1] != 3 or min(images.shape[2:]) < 6:
+        return images
+    return functional.interpolate(images, scale_factor=0.5, mode="bicubic")

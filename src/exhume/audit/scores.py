@@ -15,12 +15,13 @@ from torch import Tensor
 from exhume.audit.control import control_rows, shared_classes
 from exhume.audit.counts import HEADLINE, THRESHOLDS, Counts, ImageScore, Picked, Seconds, Ssim
 from exhume.audit.kind import compare_kinds
-from exhume.audit.matching import Matches, comparable, finite, halved_similarity, masked, match, merge
+from exhume.audit.matching import Matches, comparable, finite, masked, match, merge, nearest_halved
 from exhume.audit.significance import (
     Classes,
     count_tests,
     difference_interval,
     least_chance,
+    moved_similarity,
     one_class,
     rank_test,
     share_interval,
@@ -33,8 +34,6 @@ SAME = 0.95
 """NCC from which two training images count as one where distinct images are counted."""
 CONFIDENT = 0.5
 """Confidence from which an attacker without the data would pick a candidate: more likely right than wrong."""
-AT_ONCE = 2_000
-"""Images that are compared with all candidates together where only the nearest counts."""
 GOOD_SSIM = 0.4
 """What the papers call a good reconstruction: SSIM with window 3 above this."""
 
@@ -85,7 +84,9 @@ def score(
     matches = match(candidates, images)
     control_matches = match(candidates, control) if len(control) else _no_matches(len(comparable(candidates, images)))
     recovered, null = _counts(matches), _counts(control_matches)
-    count, p_values = recovered[HEADLINE], _p_values(candidates, images, control, (matches, control_matches), classes)
+    count = recovered[HEADLINE]
+    both = matches, control_matches
+    p_values, p_rank = _p_values(candidates, images, control, both, labels=labels, classes=classes)
     out = {level: matches.assigned_similarity >= float(level) for level in THRESHOLDS}
     kinds = compare_kinds(images, control, classes, out) if len(control) else None
     return Scores(
@@ -106,18 +107,7 @@ def score(
         p_kind=kinds.p_value if kinds else None,
         kind_gap=kinds.gap if kinds else None,
         near=kinds.near if kinds else {},
-        p_rank=(
-            rank_test(
-                candidates,
-                images,
-                control,
-                labels,
-                classes,
-                similarities=(matches.similarity, control_matches.similarity),
-            )
-            if len(control)
-            else None
-        ),
+        p_rank=p_rank,
         share=share_interval(count, len(images)),
         difference=(difference_interval(count, len(images), null[HEADLINE], len(control)) if len(control) else None),
         distinct=len(merge(images[matches.assigned_similarity >= float(HEADLINE)], SAME)) if count else 0,
@@ -145,12 +135,20 @@ def _p_values(
     images: Float[Tensor, "n c h w"],
     control: Float[Tensor, "k c h w"],
     matches: tuple[Matches, Matches],
+    *,
+    labels: Shaped[Tensor, " n"] | None,
     classes: Classes | None,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], float | None]:
+    """Of the counts at each threshold, and of the ranks."""
     if len(control) == 0:
-        return {}
-    similarities = (matches[0].assigned_similarity, matches[1].assigned_similarity)
-    return count_tests(candidates, images, control, similarities, THRESHOLDS, classes=classes)
+        return {}, None
+    moved = moved_similarity(candidates, images, control)
+    reached = (matches[0].assigned_similarity, matches[1].assigned_similarity)
+    similarities = (matches[0].similarity, matches[1].similarity, moved)
+    return (
+        count_tests(candidates, images, control, reached, THRESHOLDS, classes=classes, moved=moved),
+        rank_test(candidates, images, control, labels, classes, similarities=similarities),
+    )
 
 
 def _no_matches(candidates: int) -> Matches:
@@ -210,8 +208,7 @@ def _nearest_ssim(candidates: Candidates | Images, images: Float[Tensor, "n c h 
     found = found[finite(found)]
     if len(found) == 0:
         return []
-    nearest = torch.cat([halved_similarity(found, some).argmax(1) for some in torch.split(images, AT_ONCE)])
-    values = ssim(min_max(found[nearest]), images, 3)
+    values = ssim(min_max(found[nearest_halved(found, images)]), images, 3)
     return [] if values is None else values.tolist()
 
 
@@ -230,14 +227,15 @@ def _per_image(
 
     ssim3, ssim11 = (by_image(ssim(stretched, truth, window)) for window in (3, 11))
     distance, ratio = by_image(l2(clamped, truth)), by_image(psnr(clamped, truth))
+    assigned, nearest = matches.assigned_similarity.tolist(), matches.nearest_similarity.tolist()
     return [
         ImageScore(
             index=i,
             label=None if labels is None else float(labels[i]),
             candidate=int(matches.assigned[i]),
-            ncc=float(matches.assigned_similarity[i]),
+            ncc=assigned[i],
             nearest=int(matches.nearest[i]),
-            nearest_ncc=float(matches.nearest_similarity[i]),
+            nearest_ncc=nearest[i],
             ssim3=ssim3.get(i),
             ssim11=ssim11.get(i),
             l2=distance.get(i),

@@ -20,8 +20,10 @@ FEW = 8
 """Values on the smaller side up to which tied values are permuted, because the normal distribution is too rough."""
 PERMUTATIONS = 20_000
 """Permutations of tied values; all of them where there are no more."""
-AT_ONCE = 2_000
-"""Images whose means are taken out together; of no more of them all arithmetic is in float64."""
+FEW_IMAGES = 2_000
+"""Images from which means are taken out and that are then compared in float64."""
+AT_ONCE = 500
+"""Images whose means are taken out together (of 2,000 photographs it takes twice the time)."""
 ROUNDING = 1e-4
 """Share of an image below which what the mean does not explain is the rounding of float32."""
 LEVEL = 0.95
@@ -48,7 +50,7 @@ def rank_test(
     labels: Shaped[Tensor, " n"] | None = None,
     classes: Classes | None = None,
     *,
-    similarities: tuple[Float[Tensor, "n m"], Float[Tensor, "k m"]] | None = None,
+    similarities: tuple[Float[Tensor, "n m"], Float[Tensor, "k m"], Float[Tensor, "k m"]] | None = None,
 ) -> float:
     """The chance that training images would lie so much nearer to the candidates than held-out ones, by luck.
 
@@ -76,7 +78,8 @@ def rank_test(
         labels: the training images' classes, of which those of two or more images have a mean; None: not known.
         classes: of both, within which they are compared (`van_elteren`), so that a control of another mix of classes
             makes no difference; None: all are compared with all.
-        similarities: of the candidates with the training and with the held-out images, where they are known (NCC).
+        similarities: of the candidates with the training images, with the held-out images and with these when moved
+            (`moved_similarity`), where they are known (NCC); -1 for candidates that are not finite.
 
     Raises:
         InputError: as for `match`.
@@ -86,7 +89,7 @@ def rank_test(
     for alike, usable in _views(found, images, held_out, labels, similarities):
         values = _assigned(alike, usable)
         parts.append((values[:n], values[n:]))
-        del alike  # before the next one is made: it may be the largest matrix of all
+        del alike  # before the next ones are made: they may be the largest matrices of all
     return max(mann_whitney(*part) if classes is None else van_elteren(*part, classes) for part in parts)
 
 
@@ -98,6 +101,7 @@ def count_tests(
     thresholds: Sequence[str],
     *,
     classes: Classes | None = None,
+    moved: Float[Tensor, "k m"] | None = None,
 ) -> dict[str, float]:
     """The exact test of the counts at each threshold: Fisher's (1935, one-sided), within classes `stratified_fisher`.
 
@@ -107,10 +111,10 @@ def count_tests(
     Args:
         similarities: of the training and of the held-out images with their one-to-one candidates.
         classes: of both, within which they are compared; None: all are compared with all.
+        moved: `moved_similarity`, where it is known.
     """
-    moved = held_out - held_out.mean(0, keepdim=True) + images.mean(0, keepdim=True)
-    values = similarity(moved, comparable(candidates, images))
-    controls = (similarities[1], _assigned(values, finite(comparable(candidates, images))))
+    values = moved_similarity(candidates, images, held_out) if moved is None else moved
+    controls = (similarities[1], _assigned([values], finite(comparable(candidates, images))))
     within = classes or one_class(len(images), len(held_out))
     return {
         level: max(
@@ -118,6 +122,15 @@ def count_tests(
         )
         for level in thresholds
     }
+
+
+def moved_similarity(
+    candidates: Candidates | Images, images: Float[Tensor, "n c h w"], held_out: Float[Tensor, "k c h w"]
+) -> Float[Tensor, "k m"]:
+    """Similarities of the held-out images, moved so that their mean is that of the training images, with each
+    candidate, [k, m]; -1 for one that is not finite."""
+    found = comparable(candidates, images)
+    return masked(similarity(_moved(images, held_out), found), finite(found), -1.0)
 
 
 def fisher(recovered: int, images: int, null: int, held_out: int) -> float:
@@ -268,27 +281,41 @@ def _views(
     images: Float[Tensor, "n c h w"],
     held_out: Float[Tensor, "k c h w"],
     labels: Shaped[Tensor, " n"] | None,
-    similarities: tuple[Float[Tensor, "n m"], Float[Tensor, "k m"]] | None,
-) -> Iterator[tuple[Float[Tensor, "p m"], Bool[Tensor, " m"]]]:
-    """Similarities of all images together with each candidate, as the rank test sees them, one matrix at a time."""
-    mean, usable = images.mean(0, keepdim=True), finite(found)
-    moved, pool = held_out - held_out.mean(0, keepdim=True) + mean, torch.cat([images, held_out])
+    similarities: tuple[Float[Tensor, "n m"], Float[Tensor, "k m"], Float[Tensor, "k m"]] | None,
+) -> Iterator[tuple[list[Float[Tensor, "_ m"]], Bool[Tensor, " m"]]]:
+    """Similarities of all images together with each candidate, as the rank test sees them, one view at a time.
+
+    Each in parts of its rows, so that no larger matrix is made of them.
+    """
+    usable = finite(found)
     if measure_of(images) != "ncc":
-        yield similarity(pool, found), usable
-        yield similarity(torch.cat([images, moved]), found), usable
+        for others in (held_out, _moved(images, held_out)):
+            yield [masked(similarity(torch.cat([images, others]), found), usable, -1.0)], usable
         return
-    own, others = similarities or (similarity(images, found), similarity(held_out, found))
-    yield torch.cat([own, others]), usable
-    yield torch.cat([own, similarity(moved, found)]), usable
+    own, others, moved = similarities or (
+        masked(similarity(images, found), usable, -1.0),
+        masked(similarity(held_out, found), usable, -1.0),
+        moved_similarity(found, images, held_out),
+    )
+    yield [own, others], usable
+    yield [own, moved], usable
+    mean, of_both = images.mean(0, keepdim=True), len(images) + len(held_out)
     for means in (mean, torch.cat([mean, *_class_means(images, labels)])):
-        rest = _without(found, means)
-        yield similarity(_without(pool, means), rest), finite(rest)
+        rest = _without(found, means, len(found))
+        usable = finite(rest)
+        parts = (similarity(_without(part, means, of_both), rest) for part in (images, held_out))
+        yield [masked(part, usable, -1.0) for part in parts], usable
 
 
-def _assigned(values: Float[Tensor, "p m"], usable: Tensor) -> Float[Tensor, " p"]:
-    values = masked(values, usable, -1.0)
-    chosen = assign(values, usable)
-    return torch.where(chosen >= 0, values.gather(1, chosen.clamp_min(0)[:, None])[:, 0], -1.0)
+def _moved(images: Float[Tensor, "n c h w"], held_out: Float[Tensor, "k c h w"]) -> Float[Tensor, "k c h w"]:
+    return held_out - held_out.mean(0, keepdim=True) + images.mean(0, keepdim=True)
+
+
+def _assigned(parts: list[Float[Tensor, "_ m"]], usable: Bool[Tensor, " m"]) -> Float[Tensor, " p"]:
+    chosen = assign(*parts, usable=usable)
+    rows = torch.split(chosen, [len(part) for part in parts])
+    values = [part.gather(1, row.clamp_min(0)[:, None])[:, 0] for part, row in zip(parts, rows, strict=True)]
+    return torch.where(chosen >= 0, torch.cat(values), -1.0)
 
 
 def _by_class(training: Tensor, held_out: Tensor, classes: Classes) -> list[tuple[Tensor, Tensor]]:
@@ -305,13 +332,22 @@ def _class_means(
     return [of_class.mean(0, keepdim=True) for of_class in classes if len(of_class) > 1]
 
 
-def _without(images: Float[Tensor, "n c h w"], means: Float[Tensor, "k c h w"]) -> Float[Tensor, "n c h w"]:
-    """What is left of each channel without its brightness and its part in the span of the means; 0 for rounding."""
+def _without(
+    images: Float[Tensor, "n c h w"], means: Float[Tensor, "k c h w"], together: int
+) -> Float[Tensor, "n c h w"]:
+    """What is left of each channel without its brightness and its part in the span of the means; 0 for rounding.
+
+    Args:
+        together: how many images are compared, of which these may be a part.
+    """
     _, singular, basis = torch.linalg.svd(_deviation(means).transpose(0, 1), full_matrices=False)
     basis = torch.where(singular[:, :, None] > ROUNDING * singular[:, :1, None], basis, 0.0)
     # similarities of many images are multiplied in float32, whose order is that of float64 but for near ties
-    dtype = torch.float64 if len(images) <= AT_ONCE else images.dtype
-    return torch.cat([_without_span(some, basis).to(dtype) for some in torch.split(images, AT_ONCE)])
+    dtype = torch.float64 if together <= FEW_IMAGES else images.dtype
+    rest = torch.empty_like(images, dtype=dtype)
+    for some, into in zip(torch.split(images, AT_ONCE), torch.split(rest, AT_ONCE), strict=True):
+        into.copy_(_without_span(some, basis))
+    return rest
 
 
 def _without_span(images: Float[Tensor, "n c h w"], basis: Float[Tensor, "c k d"]) -> Float[Tensor, "n c h w"]:
