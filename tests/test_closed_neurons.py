@@ -1,5 +1,6 @@
 """Images come out of a planted momentum by its zeros alone, and nothing comes out of one without zeros."""
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from exhume.attack.closed_neurons import images_of_closed_neurons
 from exhume.attack.closed_neurons.contributions import contributions
+from exhume.attack.closed_neurons.told import told_confidence
 from exhume.attack.closed_neurons.zeros import distinct, sparse_combinations
 from exhume.attack.known_init import WeightDelta
 from exhume.attack.methods import Exhume
@@ -58,7 +60,7 @@ def planted(
 
 def found(target: Target) -> Tensor:
     nothing = torch.zeros(0, 1, SIDE, SIDE)
-    return images_of_closed_neurons(target, nothing, generator(0), smooth=False)
+    return images_of_closed_neurons(target, nothing, generator(0), smooth=False).images
 
 
 @pytest.mark.parametrize("of", ["change", "momentum"])
@@ -105,7 +107,7 @@ def test_it_is_not_tried_where_it_cannot_be(why: str) -> None:
         if why == "nothing":
             layer.weight.zero_()
     kept = images[:2]
-    assert len(images_of_closed_neurons(target, kept, generator(0), smooth=False)) == 0
+    assert len(images_of_closed_neurons(target, kept, generator(0), smooth=False).images) == 0
 
 
 @pytest.mark.parametrize("convolution", [False, True])
@@ -128,7 +130,8 @@ def test_a_reconstruction_adds_what_is_told(convolution: bool) -> None:
     assert f"{added} more candidates are told by the neurons that were closed for them" in found.message
     assert added >= COUNT // 2
     assert (ncc(found.images[-added:], images).amax(1) > 0.9).double().mean() > 0.7
-    assert found.confidence[-added:].isnan().all()
+    assert (found.confidence[-added:] == told_confidence(added, COUNT, images)).all()
+    assert found.confidence[:-added].isnan().all()
     assert ((found.explained[-added:] > 0) & (found.explained[-added:] < 1)).all()
     assert len(found.labels) == len(found.multipliers) == len(found.images)
 
@@ -174,3 +177,12 @@ def test_the_difference_of_two_deltas_is_no_third_one() -> None:
     difference = functional.normalize(deltas[:1] - deltas[1:2])
     assert len(distinct(span, difference)[0]) == 1
     assert distinct(span, torch.cat([difference, deltas[:2]]))[0].sort()[0].tolist() == [1, 2]
+
+
+def test_the_more_is_told_the_surer_it_is() -> None:
+    """Few are not sure; all are; points never."""
+    images = torch.rand(2, 1, SIDE, SIDE)
+    assert told_confidence(30, 100, images) < 0.5
+    assert 0.9 < told_confidence(70, 100, images) < 0.96
+    assert 0.99 < told_confidence(100, 100, images) < 1
+    assert math.isnan(told_confidence(1, 2, torch.rand(2, 1, 1, 2)))

@@ -51,8 +51,8 @@ def reconstruct(
     These are the candidates of all searches, one search after another; a search that diverged leaves none, unless all
     did. A checkpoint with a momentum is attacked by as many searches again, which explain that. If the start is known
     too, the momentum also tells in which span the other searches look. What was found is followed by what closed
-    neurons tell, of unknown confidence, where the start is known and training was gradient descent, or else where there
-    is a momentum. The history is that of the first search that is kept.
+    neurons tell, where the start is known and training was gradient descent, or else where there is a momentum. The
+    history is that of the first search that is kept.
 
         candidates = exhume.reconstruct(exhume.load_checkpoint("runs/demo"), exhume.Exhume(steps=500))
 

@@ -10,6 +10,8 @@ several c_i are known, their dual vectors give these x_i exactly, but for the sp
 exactly too. So each delta that is found makes the next one easier (docs/theory.md, "Closed neurons").
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,6 +32,17 @@ PATIENCE = 3
 """Rounds without a new image after which it ends."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """images: un-centred, each another one, [k, c, h, w]; directions: of what is explained, as many as images; else 0.
+
+    What of an image is in the span of those that are not told is known by its gates only.
+    """
+
+    images: Float[Tensor, "k c h w"]
+    directions: int
+
+
 def images_of_closed_neurons(
     target: Target,
     starts: Float[Tensor, "m c h w"],
@@ -37,13 +50,13 @@ def images_of_closed_neurons(
     *,
     smooth: bool,
     progress_callback: ProgressCallback = no_op,
-) -> Float[Tensor, "k c h w"]:
-    """Images of which the zeros are told: un-centred, each another one; none where it cannot be tried.
+) -> Told:
+    """The images that zeros tell; none where it cannot be tried.
 
     That is where the network is no dense one of ReLU, or where what is explained has more than MOST_RANK of as many
     directions as neurons, as what Adam changed has. No image need be known, and of a momentum no start either.
 
-        images = images_of_closed_neurons(momentum_target(checkpoint), found.images, torch.Generator(), smooth=True)
+        told = images_of_closed_neurons(momentum_target(checkpoint), found.images, torch.Generator(), smooth=True)
 
     Args:
         target: of `momentum_target`, or of a known start.
@@ -53,7 +66,7 @@ def images_of_closed_neurons(
     """
     span = contributions(target, smooth=smooth)
     if span is None:
-        return starts[:0]
+        return Told(images=starts[:0], directions=0)
     given = span.coordinates(target, starts)[:STARTS]
     more = random_within(torch.eye(span.rank, dtype=torch.float64), STARTS - len(given), span.length, generator)
     candidates, best, idle = torch.cat([given, more]), given[:0], 0
@@ -67,7 +80,7 @@ def images_of_closed_neurons(
         fresh = random_within(rest, STARTS - len(found) - len(others), span.length, generator)
         candidates = torch.cat([found, others, fresh])
     progress_callback(Progress(stage=STAGE, step=ROUNDS, total=ROUNDS, values={"images": len(best)}))
-    return (span.differences(best) + span.subtracted).float()
+    return Told(images=(span.differences(best) + span.subtracted).float(), directions=span.rank)
 
 
 def one_round(
