@@ -7,7 +7,7 @@ from scipy.ndimage import correlate1d
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from exhume.metrics import agreement, l2, measure_of, min_max, ncc, psnr, similarity, ssim
+from exhume.metrics import MANY, agreement, l2, measure_of, min_max, ncc, psnr, similarity, ssim
 
 
 def random_images(*shape: int, seed: int = 0) -> Tensor:
@@ -19,6 +19,15 @@ def pairs() -> tuple[Tensor, Tensor]:
     """Five images and noisy copies of them, colour, not square."""
     images = random_images(5, 3, 14, 17)
     return images, (images + 0.3 * random_images(5, 3, 14, 17, seed=1)).clamp(0, 1)
+
+
+def test_the_products_of_many_pairs_are_the_same() -> None:
+    """Above MANY pairs another library multiplies; blocks and order stay."""
+    a, b = random_images(2_050, 3, 4, 4), random_images(2_000, 3, 4, 4, seed=1)
+    assert len(a) * len(b) > MANY
+    few = torch.cat([ncc(some, b) for some in torch.split(a, 1_000)])
+    assert float((ncc(a, b) - few).abs().max()) < 2e-6
+    assert ncc(a, b).argmax(1).equal(few.argmax(1))
 
 
 def test_ncc_is_numpys_correlation_averaged_over_channels() -> None:

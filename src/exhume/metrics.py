@@ -6,7 +6,10 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
+MANY = 4_000_000
+"""Pairs above which products are oneDNN's: on processors of AMD twice as fast as MKL's, on others as fast."""
 Measure = Literal["ncc", "agreement"]
 AT_ONCE = 500
 """Pairs whose SSIM is computed together, which takes many times their size (of 2,000 photographs twice the time)."""
@@ -106,8 +109,18 @@ def min_max(images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
 
 
 def _correlation(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    product = one @ other.T
-    return product.clamp_(-1, 1)  # in place: it may be as large as memory allows
+    return _products(one, other).clamp_(-1, 1)  # in place: it may be as large as memory allows
+
+
+def _products(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """Inner products of all rows: of many in float32 by oneDNN, whose units are as wide on every processor."""
+    of_cpu = one.device.type == "cpu" and one.dtype == torch.float32
+    if len(one) * len(other) <= MANY or not of_cpu or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return one @ other.T
+    product, packed = torch.empty(len(one), len(other)), other.to_mkldnn()
+    for some, into in zip(torch.split(one, BLOCK), torch.split(product, BLOCK), strict=True):
+        into.copy_(functional.linear(some.to_mkldnn(), packed).to_dense())
+    return product
 
 
 def _rows(images: Float[Tensor, "n c h w"], dtype: torch.dtype) -> Float[Tensor, "n d"]:
