@@ -72,8 +72,8 @@ class Candidates:
     labels: [m] class indices (binary: 0 or 1; regression: the sign of the multiplier, 0 or 1);
     multipliers: [m], the sample's weight lambda; explained: [m], the share of the weights' squared norm that the
     candidate accounts for; confidence: [m], the chance that the candidate shows a training image, judged by another
-    search that found it too (largest first is the order to look at them in when no truth is at hand; NaN: unknown);
-    status: "done" or "diverged", with `message` as a sentence.
+    search that found it too, or by how much closed neurons tell (largest first is the order to look at them in when no
+    truth is at hand; NaN: unknown); status: "done" or "diverged", with `message` as a sentence.
 
         candidates = exhume.reconstruct(exhume.load_checkpoint("runs/demo"))
         likeliest = candidates.images[candidates.confidence.nan_to_num().argsort(descending=True)[:10]]

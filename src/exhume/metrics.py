@@ -125,7 +125,8 @@ def _products(one: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> Float[T
 
 def _rows(images: Float[Tensor, "n c h w"], dtype: torch.dtype) -> Float[Tensor, "n d"]:
     """Standardised images, a few at a time."""
-    rows = torch.empty(len(images), images.shape[1:].numel(), dtype=dtype)
+    images = images.detach()
+    rows = torch.empty(len(images), images.shape[1:].numel(), dtype=dtype, device=images.device)
     few = max(1, NUMBERS // max(1, rows.shape[1]))
     for some, into in zip(torch.split(images, few), torch.split(rows, few), strict=True):
         into.copy_(_standardised(some))

@@ -60,6 +60,8 @@ of three neurons a direction and more were tried; with one neuron for each, 28 o
 activations 15 of 61 were (docs/log.md, "Confidence where the start is known")."""
 
 
+SMOOTH_UNEXPLAINED = 0.5
+"""Limit of `unexplained` for activations other than ReLU, of which no network was tried beyond."""
 CLOSEST = 1e-6
 """1 - agreement is at least this, so that equal candidates have finite log-odds."""
 
@@ -105,7 +107,7 @@ def uncalibrated_reason(
             f"{assumptions.rank} directions",
         ),
         (
-            residual > within.unexplained,
+            residual > (within.unexplained if activation == "relu" else min(within.unexplained, SMOOTH_UNEXPLAINED)),
             f"the candidates leave too much of the weights unexplained (residual {residual:.2f})",
         ),
     ]

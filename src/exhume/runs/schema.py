@@ -9,7 +9,7 @@ from exhume import records
 from exhume.attack.find_start import Evidence, StartSearch, WayTried
 from exhume.attack.methods import METHODS, name_of
 from exhume.attack.search import Method
-from exhume.audit.counts import Counts
+from exhume.audit.counts import THRESHOLDS, Counts
 from exhume.candidates import Assumptions, HistoryPoint
 from exhume.defence.training import TrainingConfig, TrainingPoint
 from exhume.errors import InputError
@@ -152,6 +152,12 @@ class ScoresRecord(Counts):
     chosen: str | None = None
     merged: list[Merged] = field(default_factory=list)
     provenance: Provenance
+
+    def __post_init__(self) -> None:
+        for name in ("recovered", "null", "null_perfect", "mean_alone"):
+            absent = [level for level in THRESHOLDS if level not in getattr(self, name)]
+            if absent:
+                raise InputError(f"{name} has no count at {absent[0]}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from exhume.attack.closed_neurons.contributions import Contributions, contributions
-from exhume.attack.closed_neurons.fit import fitted, fitted_of_either_sign, gates_of
+from exhume.attack.closed_neurons.fit import consistent, fitted, fitted_of_either_sign, gates_of
 from exhume.attack.closed_neurons.zeros import ALIKE, distinct, duals, sparse_combinations
 from exhume.attack.target import Target
 from exhume.progress import Progress, ProgressCallback, no_op
@@ -60,14 +60,16 @@ def images_of_closed_neurons(
 
     Args:
         target: of `momentum_target`, or of a known start.
-        starts: candidates that a search has found, [m, c, h, w], m may be 0. Random ones are added.
+        starts: candidates that a search has found, [m, c, h, w], m may be 0. At most half of STARTS are taken of them,
+            at random; the others are random images.
         smooth: whether the images are smooth, as photographs are.
         progress_callback: is told of each round, of ROUNDS at most, and how many images are told.
     """
     span = contributions(target, smooth=smooth)
     if span is None:
         return Told(images=starts[:0], directions=0)
-    given = span.coordinates(target, starts)[:STARTS]
+    some = torch.randperm(len(starts), generator=generator)[: STARTS // 2]
+    given = span.coordinates(target, starts[some])
     more = random_within(torch.eye(span.rank, dtype=torch.float64), STARTS - len(given), span.length, generator)
     candidates, best, idle = torch.cat([given, more]), given[:0], 0
     for number in range(ROUNDS):
@@ -98,7 +100,9 @@ def one_round(
     if len(chosen) == 0:
         return candidates[:0], others, rest
     base = functional.normalize(images) * span.length * (len(chosen) / span.rank) ** 0.5
-    return fitted_of_either_sign(span, gates_of(span, exact), base, rest), others, rest
+    gates = gates_of(span, exact)
+    found = fitted_of_either_sign(span, gates, base, rest)
+    return found[consistent(span, gates, found)], others, rest
 
 
 def random_within(

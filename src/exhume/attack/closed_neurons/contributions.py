@@ -1,4 +1,4 @@
-"""A sum of gradients at images as two factors, neurons and images, and what the trained first layer gives within it."""
+"""A sum of gradients at images as two factors, neurons and images, and what the first layer gives within it."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from exhume.architecture import MLP
 from exhume.attack.momentum import FLOAT32_ROUNDING, rank_above_rounding
 from exhume.attack.priors import spread
-from exhume.attack.spectrum import HALF_ROUNDING, bulk_rank, first_layer
+from exhume.attack.spectrum import HALF_ROUNDING, bulk_rank, first_layer, most_directions
 from exhume.attack.target import Target
 
 MOST_RANK = 0.25
@@ -22,7 +22,9 @@ TYPICAL_SPREAD = 0.45
 
 @dataclass(frozen=True, kw_only=True)
 class Contributions:
-    """M = U S V^T, a momentum or the change since a start, and what the trained first layer W gives within it.
+    """M = U S V^T, a momentum or the change since a start, and what the first layer W gives within it.
+
+    W is the trained one for a momentum, for a change that halfway since the start.
 
     subtracted, divided: before the first layer; typical: an image's distance from the mean, length: that of its
     inputs; neurons: U, [N, n]; singular: S, [n]; basis: V, [d, n]; gates: W V, [N, n]. An image is its coordinates
@@ -71,13 +73,13 @@ def contributions(target: Target, *, smooth: bool) -> Contributions | None:
     matrix = first_layer(explained).detach().cpu().double()
     size = matrix.norm(dim=1)
     rounding = FLOAT32_ROUNDING if delta.of == "momentum" else HALF_ROUNDING
-    told = size > rounding * size.max()  # a neuron that was closed for every image is a zero of any vector
+    told = size > rounding * size.max()  # a neuron that hardly opened is a zero of any vector
     if not told.any():
         return None
     neurons, singular, basis = torch.linalg.svd(matrix[told], full_matrices=False)
     rows, columns = matrix[told].shape
     rank = rank_above_rounding(singular) if delta.of == "momentum" else bulk_rank(singular, (rows, columns))
-    if not 1 < rank <= min(MOST_RANK * rows, MOST_DIRECTIONS):
+    if not 1 < rank <= min(MOST_RANK * rows, MOST_DIRECTIONS, most_directions(matrix)):
         return None
     cut = basis[:rank].T.contiguous()
     divided, typical = target.divided, TYPICAL_SPREAD * spread(target.centre)

@@ -13,7 +13,9 @@ OPEN, CLOSED = 0.3, 0.02
 """Size of delta_ij, relative to the 90th percentile of image i, from and up to which neuron j counts as open or closed.
 Between them it was open in some steps only."""
 FIT_STEPS, FIT_RATE = 100, 0.3
-"""Steps of Adam that fit an image to its gates, and their rate in coordinates."""
+"""Steps of Adam that fit an image to its gates, and their rate in coordinates of images in [0, 1]."""
+CONSISTENT = 0.8
+"""Share of the neurons with delta_ij = 0 that an image must close. Right images closed 0.89 or more."""
 OPEN_ERROR, CLOSED_ERROR = 0.3, 0.02
 """Chance that a neuron which counts as open, or as closed, is not so for the weights of the end."""
 SLOPE = 10.0
@@ -37,6 +39,12 @@ def gates_of(span: Contributions, combinations: Float[Tensor, "m n"]) -> Gates:
     return Gates(opened=size > OPEN, closed=size < CLOSED)
 
 
+def consistent(span: Contributions, gates: Gates, coordinates: Float[Tensor, "m n"]) -> Bool[Tensor, " m"]:
+    """Whether images close the neurons that their zeros say: a sparse vector that is no image's has other zeros."""
+    closed = (coordinates @ span.gates.T < 0) & gates.closed
+    return closed.sum(1) >= CONSISTENT * gates.closed.sum(1)
+
+
 def fitted(
     span: Contributions,
     gates: Gates,
@@ -46,7 +54,8 @@ def fitted(
 ) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"]]:
     """Coordinates s base + y rest, s > 0, that are likeliest by their gates and plausible images; what they cost."""
     within, scale = start.clone().requires_grad_(), base.new_zeros(len(base), 1).requires_grad_()
-    optimiser = torch.optim.Adam([{"params": [within], "lr": FIT_RATE}, {"params": [scale], "lr": FIT_RATE / 3}])
+    rate = FIT_RATE * span.length / span.typical
+    optimiser = torch.optim.Adam([{"params": [within], "lr": rate}, {"params": [scale], "lr": FIT_RATE / 3}])
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, FIT_STEPS)
     by_base, by_rest = base @ span.gates.T, span.gates @ rest.T
 
@@ -74,7 +83,8 @@ def fitted_of_either_sign(
 
 def unlikeliness(before: Float[Tensor, "m N"], gates: Gates) -> Float[Tensor, " m"]:
     """The negative log-likelihood of gates that pre-activations have, where some gates are told wrongly."""
-    chance = torch.sigmoid(SLOPE * before / before.detach().pow(2).mean(1, keepdim=True).sqrt())
+    size = before.detach().pow(2).mean(1, keepdim=True).sqrt().clamp_min(1e-30)
+    chance = torch.sigmoid(SLOPE * before / size)
     opened = (OPEN_ERROR + (1 - OPEN_ERROR) * chance).log() * gates.opened
     closed = (CLOSED_ERROR + (1 - CLOSED_ERROR) * (1 - chance)).log() * gates.closed
     return -(opened + closed).sum(1)

@@ -67,7 +67,8 @@ def quadratic_forms(span: Contributions, weights: Float[Tensor, "m N"]) -> Float
     """U^T diag(w) U for each row of weights, of mean 1, and a little more that it can be inverted."""
     scaled = weights / weights.mean(1, keepdim=True).clamp_min(1e-300)
     forms = torch.stack([span.neurons.T @ (row[:, None] * span.neurons) for row in scaled])
-    ridge = RIDGE * forms.diagonal(dim1=1, dim2=2).mean(1)
+    mean = forms.diagonal(dim1=1, dim2=2).mean(1)
+    ridge = RIDGE * torch.where(mean > 0, mean, 1)  # a candidate may close no neuron
     return forms + ridge[:, None, None] * torch.eye(span.rank, dtype=torch.float64)
 
 
