@@ -46,22 +46,18 @@ TRIED = ("relu", "leaky-relu", "gelu", "silu", "mish", "tanh", "sigmoid")
 """Activations of networks whose confident candidates were right after gradient descent from a known start."""
 LIMITS: dict[Literal["start unknown", "exact", "inexact"], Limits] = {
     "start unknown": Limits(discarded=0.05, unexplained=0.5, activations=("relu",)),
-    "exact": Limits(discarded=0.05, unexplained=0.8, activations=TRIED),
+    "exact": Limits(discarded=0.05, unexplained=0.5, activations=TRIED),
     "inexact": Limits(discarded=0.1, unexplained=0.6, activations=("relu",), crowding=0.35),
 }
 """By what is known of the start, and whether its change has few directions (`KnownInit.exact`).
 
 Start unknown: discarded was at most 0.005 where many came out, 0.36 where searches agreed on wrong ones; a wrong centre
-left 0.88 unexplained, and 24 of 28 confident candidates were wrong; of 229 of a tanh network 14 were right. Exact: of
-three networks of digits, each searched around three centres, 546 of 547 confident candidates were right, at 0.53 to
-0.79; of one with dropout, around a held-out image, 10 of 19 at 0.92. Inexact:
+left 0.88 unexplained, and 24 of 28 confident candidates were wrong; of 229 of a tanh network 14 were right. Inexact:
 0.05 and 0.51 where the confident were right; with a wrong start 0.17 and 0.83 or more, and none of 15 was right. Layers
 of three neurons a direction and more were tried; with one neuron for each, 28 of 49 were right. By Adam with smooth
 activations 15 of 61 were (docs/log.md, "Confidence where the start is known")."""
 
 
-SMOOTH_UNEXPLAINED = 0.5
-"""Limit of `unexplained` for activations other than ReLU, of which no network was tried beyond."""
 CLOSEST = 1e-6
 """1 - agreement is at least this, so that equal candidates have finite log-odds."""
 
@@ -107,7 +103,7 @@ def uncalibrated_reason(
             f"{assumptions.rank} directions",
         ),
         (
-            residual > (within.unexplained if activation == "relu" else min(within.unexplained, SMOOTH_UNEXPLAINED)),
+            residual > within.unexplained,
             f"the candidates leave too much of the weights unexplained (residual {residual:.2f})",
         ),
     ]
