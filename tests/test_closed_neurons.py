@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import cross_entropy
 
+from exhume.attack import closed_neurons
 from exhume.attack.closed_neurons import images_of_closed_neurons
-from exhume.attack.closed_neurons.contributions import contributions
+from exhume.attack.closed_neurons.contributions import Contributions, contributions
+from exhume.attack.closed_neurons.fit import Gates, consistent, gates_of
 from exhume.attack.closed_neurons.told import told_confidence
 from exhume.attack.closed_neurons.zeros import distinct, sparse_combinations
 from exhume.attack.known_init import WeightDelta
@@ -92,7 +94,7 @@ def test_a_candidate_that_closes_the_right_neurons_gives_its_delta_exactly() -> 
     deltas = torch.linalg.inv(coordinates / span.singular)  # columns: c_i, up to their length
     cosines = (combinations * deltas.T).sum(1).abs() / deltas.norm(dim=0)
     assert cosines.min() > 1 - 1e-6
-    assert len(distinct(span, combinations)[0]) == COUNT
+    assert len(distinct(span, combinations)) == COUNT
 
 
 @pytest.mark.parametrize("why", ["leaky", "crowded", "nothing"])
@@ -175,8 +177,38 @@ def test_the_difference_of_two_deltas_is_no_third_one() -> None:
     assert span is not None
     deltas = functional.normalize(torch.linalg.inv(span.coordinates(target, images) / span.singular).T)
     difference = functional.normalize(deltas[:1] - deltas[1:2])
-    assert len(distinct(span, difference)[0]) == 1
-    assert distinct(span, torch.cat([difference, deltas[:2]]))[0].sort()[0].tolist() == [1, 2]
+    assert len(distinct(span, difference)) == 1
+    kept = distinct(span, torch.cat([difference, deltas[:2]]))
+    assert len(kept) == 2
+    assert (kept @ deltas[:2].T).abs().amax(1).min() > 1 - 1e-6
+
+
+def test_an_image_must_close_the_neurons_that_its_zeros_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its negative does not. If one of all that are told does not, the others are told, and nothing more is tried."""
+    images, target = planted(closed=True)
+    span = contributions(target, smooth=False)
+    assert span is not None
+    coordinates = span.coordinates(target, images)
+    deltas = functional.normalize(torch.linalg.inv(coordinates / span.singular).T)
+    gates = gates_of(span, deltas)
+    assert consistent(span, gates, coordinates).all()
+    assert not consistent(span, gates, -coordinates).any()
+
+    def all_but_one(span: Contributions, gates: Gates, coordinates: Tensor) -> Tensor:
+        return consistent(span, gates, coordinates) & (torch.arange(len(coordinates)) > 0)
+
+    monkeypatch.setattr(closed_neurons, "consistent", all_but_one)
+    assert len(found(target)) == COUNT - 1
+
+
+def test_a_candidate_that_closes_no_neuron_tells_nothing_and_does_no_harm() -> None:
+    images, target = planted(closed=True)
+    span = contributions(target, smooth=False)
+    assert span is not None
+    coordinates = span.coordinates(target, images)
+    combinations = sparse_combinations(span, torch.cat([torch.zeros_like(coordinates[:1]), coordinates]))
+    assert combinations.isfinite().all()
+    assert len(distinct(span, combinations)) == COUNT
 
 
 def test_the_more_is_told_the_surer_it_is() -> None:

@@ -77,7 +77,7 @@ def images_of_closed_neurons(
         found, others, rest = one_round(span, candidates)
         idle = 0 if len(found) > len(best) else idle + 1
         best = found if len(found) >= len(best) else best
-        if idle == PATIENCE or len(best) == span.rank:
+        if idle == PATIENCE or len(rest) == 0:
             break
         fresh = random_within(rest, STARTS - len(found) - len(others), span.length, generator)
         candidates = torch.cat([found, others, fresh])
@@ -90,16 +90,16 @@ def one_round(
 ) -> tuple[Float[Tensor, "k n"], Float[Tensor, "l n"], Float[Tensor, "r n"]]:
     """From candidates to zeros and back: those whose zeros tell them, the others, and a basis of the others' span."""
     combinations = sparse_combinations(span, candidates)
-    chosen, exact = distinct(span, combinations)
+    exact = distinct(span, combinations)
     rest, images = duals(span, exact)
     other = ((combinations @ exact.T).abs() < ALIKE).all(1)  # U is orthonormal
     others = candidates[other]
     if len(others) and len(rest):
         none = torch.zeros_like(others)
         others = fitted(span, gates_of(span, combinations[other]), none, others @ rest.T, rest)[0]
-    if len(chosen) == 0:
+    if len(exact) == 0:
         return candidates[:0], others, rest
-    base = functional.normalize(images) * span.length * (len(chosen) / span.rank) ** 0.5
+    base = functional.normalize(images) * span.length * (len(exact) / span.rank) ** 0.5
     gates = gates_of(span, exact)
     found = fitted_of_either_sign(span, gates, base, rest)
     return found[consistent(span, gates, found)], others, rest

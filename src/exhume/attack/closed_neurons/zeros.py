@@ -14,7 +14,7 @@ NEARLY_ZERO, EXACT_ZERO = 0.01, 1e-3
 is sharpened."""
 MORE_NEARLY, MORE_ZEROS = 0.03, 0.05
 """Share of neurons that must be 0 beyond rank / neurons, as it is found and when it is sharpened. Sharpened wrong ones
-had 0.03 more at most, and 0.01 where no image was near; right ones 0.15 to 0.25, in the median of three networks."""
+had 0.03 more at most, and 0.01 where no image was near; right ones 0.15 and 0.22 in the median of two networks."""
 LARGE = 0.9
 """Quantile of |delta_ij| over the neurons that is a large one."""
 MARGIN = 0.2
@@ -78,18 +78,13 @@ def relative_sizes(span: Contributions, combinations: Float[Tensor, "m n"]) -> F
     return size / size.quantile(LARGE, dim=1, keepdim=True)
 
 
-def distinct(span: Contributions, combinations: Float[Tensor, "m n"]) -> tuple[Tensor, Float[Tensor, "k n"]]:
-    """Rows that have more exact zeros than a wrong vector can have, and each as exact: sparsest first, independent."""
-    promising = zeros(span, combinations, NEARLY_ZERO) >= MORE_NEARLY
-    order = zeros(span, combinations, NEARLY_ZERO).argsort(descending=True, stable=True)
-    rows = independent(combinations, order[promising[order]])
-    if len(rows) == 0:
-        return rows, combinations[rows]
-    exact = sharpened(span, combinations[rows])
-    more = zeros(span, exact, EXACT_ZERO)
-    order = more.argsort(descending=True, stable=True)
-    kept = independent(exact, order[more[order] >= MORE_ZEROS])
-    return rows[kept], exact[kept]
+def distinct(span: Contributions, combinations: Float[Tensor, "m n"]) -> Float[Tensor, "k n"]:
+    """Those that have more exact zeros than a wrong vector can have, sharpened: sparsest first, independent."""
+    promising = sparsest(combinations, zeros(span, combinations, NEARLY_ZERO), MORE_NEARLY)
+    if len(promising) == 0:
+        return promising
+    exact = sharpened(span, promising)
+    return sparsest(exact, zeros(span, exact, EXACT_ZERO), MORE_ZEROS)
 
 
 def zeros(span: Contributions, combinations: Float[Tensor, "m n"], up_to: float) -> Float[Tensor, " m"]:
@@ -97,16 +92,16 @@ def zeros(span: Contributions, combinations: Float[Tensor, "m n"], up_to: float)
     return (relative_sizes(span, combinations) < up_to).double().mean(1) - span.rank / len(span.neurons)
 
 
-def independent(combinations: Float[Tensor, "m n"], order: Tensor) -> Tensor:
-    """The rows that are no sum of those before them in this order: the difference of two deltas has many zeros too."""
+def sparsest(combinations: Float[Tensor, "m n"], more: Float[Tensor, " m"], least: float) -> Float[Tensor, "k n"]:
+    """Those with at least so many more zeros that are no sum of sparser ones: the difference of two deltas has many."""
     chosen, left = list[int](), combinations.clone()
-    for row in order.tolist():
+    for row in more.argsort(descending=True, stable=True).tolist():
         length = left[row].norm()
-        if length > INDEPENDENT:
+        if more[row] >= least and length > INDEPENDENT:
             chosen.append(row)
             direction = left[row] / length
             left -= (left @ direction)[:, None] * direction
-    return torch.tensor(chosen, dtype=torch.long)
+    return combinations[chosen]
 
 
 def duals(span: Contributions, combinations: Float[Tensor, "k n"]) -> tuple[Float[Tensor, "r n"], Float[Tensor, "k n"]]:
