@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from exhume import METHODS, NetworkConfig, reconstruct
-from exhume.attack.optimisation import Stepper, balanced_labels
+from exhume.attack.optimisation import Multipliers, Stepper, balanced_labels, muon_and_adam
+from exhume.attack.stationarity import OBJECTIVES
 from exhume.attack.target import Target
 from victims import SMALL, checkpoint, generator, target_of
 
@@ -38,8 +39,23 @@ def test_candidates_move_whatever_the_centre(value: float) -> None:
 
 
 def test_no_more_candidates_than_equations_allow() -> None:
-    """Half the 700 neurons where twice the 300 images would be too many; what is asked for stays."""
+    """Three quarters of the 700 neurons where twice the 300 images would be too many; what is asked for stays."""
     target = Target(network=nn.Identity(), centre=torch.zeros(1, 5, 5), task="binary", outputs=1)
-    assert [len(balanced_labels(target, None, n, 700)) for n in (10, 150, 300, 500)] == [200, 300, 350, 500]
+    assert [len(balanced_labels(target, None, n, 700)) for n in (10, 150, 300, 500)] == [200, 300, 526, 750]
+    assert [len(balanced_labels(target, None, n, 700, exact=False)) for n in (10, 300, 500)] == [200, 350, 500]
     assert len(balanced_labels(target, None, 300)) == 600
     assert len(balanced_labels(target, 450, 300, 700)) == 900
+
+
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_shares_do_not_run_away(decay: float) -> None:
+    """A slope that never changes its sign moves logits to where their decay ends, and leaves multipliers alone."""
+    target = target_of(checkpoint("multiclass"))
+    labels = torch.zeros(4, dtype=torch.long)
+    multipliers = Multipliers(OBJECTIVES["multiclass"], labels, torch.ones(4), target.outputs, 0.0)
+    adam = muon_and_adam(torch.zeros(4, 25, requires_grad=True), multipliers, target, 0.02, 0.02, shares_decay=decay)[1]
+    for _ in range(1000):
+        multipliers.shares.grad, multipliers.values.grad = -torch.ones_like(multipliers.shares), torch.zeros(4)
+        adam.step()
+    assert float(multipliers.shares.detach().max()) == pytest.approx(1 / decay, rel=0.01)
+    assert torch.equal(multipliers.values, torch.ones(4))

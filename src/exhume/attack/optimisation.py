@@ -18,6 +18,12 @@ FEWEST_CANDIDATES = 200
 """Candidates of a search at the least, so that few images have many chances. Chosen on b1 to b3 of the benchmark."""
 CANDIDATES_PER_IMAGE = 2
 """The papers' number: twice as many candidates as images."""
+MOST_PER_NEURON, MOST_PER_IMAGE = 0.75, 1.5
+"""Candidates within a layer's subspace at most: for each of its neurons or, where that is more, for each image. Chosen
+on 500 photographs by SGD with a known start (not a row of the benchmark) and on the zoo's photographs."""
+SHARES_DECAY = 0.5
+"""Decoupled weight decay of how multipliers are shared: logits stay within 1 / SHARES_DECAY. Else some run away and
+keep a candidate at a wrong class. Chosen as MOST_PER_NEURON was."""
 MOMENTUM = 0.9
 """Of Muon, and of the papers' SGD."""
 FINAL_RATE = 0.02
@@ -25,16 +31,19 @@ FINAL_RATE = 0.02
 
 
 def balanced_labels(
-    target: Target, per_class: int | None, images: int, neurons: int | None = None
+    target: Target, per_class: int | None, images: int, neurons: int | None = None, *, exact: bool = True
 ) -> Int[Tensor, " m"]:
     """The candidates' labels, as many of each class: `per_class`, or twice the images assumed, at least 200 in all.
 
     Within r directions m candidates have m r unknowns and the first layer gives `neurons` x r equations. So there are
-    no more candidates than half the neurons, or than images where these are more: the condition stays over-determined.
+    no more candidates than three quarters of the neurons, that the condition stays over-determined; or half as many
+    again as images where that is more, that each has a chance. Where equations are not `exact`, there are no more than
+    half the neurons, or than images.
     """
     count = max(CANDIDATES_PER_IMAGE * images, FEWEST_CANDIDATES)
     if neurons is not None:
-        count = min(count, max(images, neurons // 2))
+        per_image, per_neuron = (MOST_PER_IMAGE, MOST_PER_NEURON) if exact else (1, 0.5)
+        count = min(count, max(int(per_image * images), int(per_neuron * neurons)))
     per_class = per_class or -(-count // target.labels)
     _check_memory(target, per_class * target.labels)
     return torch.arange(target.labels, device=target.centre.device).repeat_interleave(per_class)
@@ -104,16 +113,24 @@ def uniform_start(
 
 
 def muon_and_adam(
-    images: Float[Tensor, "m d"], multipliers: Multipliers, target: Target, lr_images: float, lr_multipliers: float
+    images: Float[Tensor, "m d"],
+    multipliers: Multipliers,
+    target: Target,
+    lr_images: float,
+    lr_multipliers: float,
+    *,
+    shares_decay: float = SHARES_DECAY,
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the candidates, a matrix, and Adam for their multipliers.
+    """Muon for the candidates, a matrix, and Adam for their multipliers, with decay of how these are shared.
 
     Muon's orthogonalised step moves all directions alike, between candidates as well as within one, however weakly the
     weights depend on them. Adam's diagonal scaling cannot (binary networks: 44 instead of 15 images).
     """
     lr = lr_images * spread(target.centre) / target.unit
     on_gpu = images.is_cuda
-    adam = torch.optim.Adam(multipliers.variables, lr=lr_multipliers, capturable=on_gpu, fused=on_gpu)
+    decays = (0.0, shares_decay)  # of multipliers, and of how they are shared
+    groups = [{"params": [v], "weight_decay": w} for v, w in zip(multipliers.variables, decays, strict=False)]
+    adam = torch.optim.AdamW(groups, lr=lr_multipliers, capturable=on_gpu, fused=on_gpu)
     return [Muon([images], lr=lr, momentum=MOMENTUM), adam]
 
 

@@ -92,14 +92,20 @@ class InputSubspaceSearch:
             self.labels = self.multipliers.labels
             self.variables = self._encode(guess.images.to(target.centre)).requires_grad_()
         else:
-            self.labels = balanced_labels(target, settings.per_class, self.assumptions.images, len(first))
+            exact = self.regime.counts_images
+            self.labels = balanced_labels(target, settings.per_class, self.assumptions.images, len(first), exact=exact)
             self.variables = self._start(settings.init_scale, generator)
             values = uniform_start(settings.objective, self.labels, target.centre, generator)
             self.multipliers = Multipliers(
                 settings.objective, self.labels, values, target.outputs, settings.min_multiplier
             )
         self.optimisers = muon_and_adam(
-            self.variables, self.multipliers, target, settings.lr_images, settings.lr_multipliers
+            self.variables,
+            self.multipliers,
+            target,
+            settings.lr_images,
+            settings.lr_multipliers,
+            shares_decay=self.regime.shares_decay,
         )
         self.schedules = [linear_decay(self.optimisers[0], settings.steps)]
 
