@@ -158,6 +158,12 @@ class ScoresRecord(Counts):
             absent = [level for level in THRESHOLDS if level not in getattr(self, name)]
             if absent:
                 raise InputError(f"{name} has no count at {absent[0]}")
+            most = max(self.images, self.held_out)
+            impossible = [value for value in getattr(self, name).values() if not 0 <= value <= most]
+            if impossible:
+                raise InputError(f"{name} counts {impossible[0]} of {most} images")
+        if min(self.images - max(self.recovered.values()), self.held_out - max(self.null.values())) < 0:
+            raise InputError("more images were counted than there are")
 
 
 @dataclass(frozen=True, kw_only=True)
