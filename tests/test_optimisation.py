@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from exhume import METHODS, NetworkConfig, reconstruct
+from exhume.attack.analysis import REGIMES
 from exhume.attack.optimisation import Multipliers, Stepper, balanced_labels, muon_and_adam
 from exhume.attack.stationarity import OBJECTIVES
 from exhume.attack.target import Target
@@ -59,3 +60,12 @@ def test_shares_do_not_run_away(decay: float) -> None:
         adam.step()
     assert float(multipliers.shares.detach().max()) == pytest.approx(1 / decay, rel=0.01)
     assert torch.equal(multipliers.values, torch.ones(4))
+
+
+def test_a_search_takes_the_decay_of_its_regime(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = target_of(checkpoint("multiclass"))
+    for decay in (0.25, 3.0):
+        rows = {name: replace(row, shares_decay=decay) for name, row in REGIMES.items()}
+        monkeypatch.setattr("exhume.attack.analysis.REGIMES", rows)
+        multipliers, shares = SMALL["exhume"].start(target, generator()).optimisers[1].param_groups
+        assert (multipliers["weight_decay"], shares["weight_decay"]) == (0, decay)

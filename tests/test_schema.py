@@ -307,3 +307,11 @@ def test_a_setting_that_makes_no_sense_is_refused_with_its_own_sentence(path: Pa
         ("objective", "magic", "Unknown objective 'magic'"),
     ):
         assert words in refusal(with_method(path, tmp_path, {**load(path)["method"], name: value}))
+
+
+@pytest.mark.parametrize(("name", "of"), [("recovered", "images"), ("null", "held_out"), ("null_perfect", "held_out")])
+def test_scores_count_no_more_images_than_there_are(name: str, of: str) -> None:
+    record = read_record(HERE / "scores.json", ScoresRecord)
+    for count in (-1, getattr(record, of) + 1):
+        with pytest.raises(InputError, match=f"{name} counts {count} of"):
+            replace(record, **{name: {**getattr(record, name), "0.9": count}})

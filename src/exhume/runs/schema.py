@@ -154,16 +154,15 @@ class ScoresRecord(Counts):
     provenance: Provenance
 
     def __post_init__(self) -> None:
-        for name in ("recovered", "null", "null_perfect", "mean_alone"):
+        own, other = self.images, self.held_out
+        most = {"recovered": own, "null": other, "null_perfect": other, "mean_alone": own}
+        for name, images in most.items():
             absent = [level for level in THRESHOLDS if level not in getattr(self, name)]
             if absent:
                 raise InputError(f"{name} has no count at {absent[0]}")
-            most = max(self.images, self.held_out)
-            impossible = [value for value in getattr(self, name).values() if not 0 <= value <= most]
+            impossible = [count for count in getattr(self, name).values() if not 0 <= count <= images]
             if impossible:
-                raise InputError(f"{name} counts {impossible[0]} of {most} images")
-        if min(self.images - max(self.recovered.values()), self.held_out - max(self.null.values())) < 0:
-            raise InputError("more images were counted than there are")
+                raise InputError(f"{name} counts {impossible[0]} of {images} images")
 
 
 @dataclass(frozen=True, kw_only=True)
