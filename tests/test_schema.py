@@ -315,3 +315,14 @@ def test_scores_count_no_more_images_than_there_are(name: str, of: str) -> None:
     for count in (-1, getattr(record, of) + 1):
         with pytest.raises(InputError, match=f"{name} counts {count} of"):
             replace(record, **{name: {**getattr(record, name), "0.9": count}})
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "least"), [("index", "images", 0), ("candidate", "candidates", -1), ("nearest", "candidates", -1)]
+)
+def test_scores_are_of_images_and_candidates_that_there_are(name: str, of: str, least: int) -> None:
+    record = read_record(HERE / "scores.json", ScoresRecord)
+    first, *rest = record.per_image
+    for number in (least - 1, getattr(record, of)):
+        with pytest.raises(InputError, match="is not among those"):
+            replace(record, per_image=[replace(first, **{name: number}), *rest])

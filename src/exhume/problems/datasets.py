@@ -45,7 +45,7 @@ def problem_of(name: str, data: DataSet, per_class: int, *, task: Task, network:
         InputError: a class has fewer than `per_class` images, or none is left that the network would not see.
     """
     counts = torch.bincount(data.train.labels, minlength=len(data.classes))
-    if counts.min() < per_class:
+    if int(counts.min()) < per_class:
         raise InputError(
             f"{name}: class {data.classes[int(counts.argmin())]} has {int(counts.min())} training images, "
             f"fewer than the {per_class} per class asked for ({data.source})."

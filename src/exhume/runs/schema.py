@@ -163,6 +163,10 @@ class ScoresRecord(Counts):
             impossible = [count for count in getattr(self, name).values() if not 0 <= count <= images]
             if impossible:
                 raise InputError(f"{name} counts {impossible[0]} of {images} images")
+        for image in self.per_image:
+            there = (-1 <= candidate < self.candidates for candidate in (image.candidate, image.nearest))
+            if not (0 <= image.index < own and all(there)):
+                raise InputError(f"image {image.index} or a candidate of it is not among those that were compared")
 
 
 @dataclass(frozen=True, kw_only=True)
