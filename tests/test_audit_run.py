@@ -233,6 +233,7 @@ def test_without_held_out_images_nothing_is_proven_and_a_pipeline_does_not_pass(
     assert any("--held-out" in step for step in record.next_steps)
 
 
+@pytest.mark.thorough
 def test_a_control_of_another_kind_tells_no_membership(
     problem: Problem, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,6 +304,7 @@ def test_classes_and_outputs_must_fit(problem: Problem, tmp_path: Path, capsys: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_a_class_without_images_is_left_out_and_nothing_else(problem: Problem, folder: Path, tmp_path: Path) -> None:
     """The images of nine of ten classes: labels stay the outputs of the network."""
     kept, others = problem.labels[::3] != 3, problem.held_out_labels[::3] != 3
@@ -329,6 +331,7 @@ def test_a_finished_audit_is_not_attacked_again(leaking: Path, folder: Path, mon
     assert record_of(leaking).judgement.verdict == "leaks"
 
 
+@pytest.mark.thorough
 def test_other_images_in_the_same_folder_are_counted_anew(
     problem: Problem, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -440,6 +443,7 @@ def test_a_mean_that_is_wrong_is_told_at_once_and_again_at_the_end(
     assert hint in said.out.replace("\n", " ")
 
 
+@pytest.mark.thorough
 def test_the_mean_of_the_images_is_given_by_a_word(leaking: Path, folder: Path, tmp_path: Path) -> None:
     words = [f"{folder}/model.py:Net", "--weights", folder / "weights.pt", "--images", folder / "images.npz"]
     audit(*words, "--mean", "images", "--out", tmp_path / "out")

@@ -364,6 +364,7 @@ def test_the_driver_of_a_search_is_measured_alone(tmp_path: Path, capsys: pytest
 # ---------------------------------------------------------------- pictures of other kinds
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", pictures.SETS)
 def test_a_set_of_pictures_is_its_seeds_and_holds_none_twice(name: str) -> None:
     problem, again, other = (pictures.pictures(name, seed) for seed in (0, 0, 1))
@@ -375,6 +376,7 @@ def test_a_set_of_pictures_is_its_seeds_and_holds_none_twice(name: str) -> None:
     assert problem.labels.bincount().tolist() == [pictures.COUNT // pictures.CLASSES] * pictures.CLASSES
 
 
+@pytest.mark.thorough
 def test_grey_pictures_come_out_by_the_prior_that_the_weights_choose() -> None:
     """Control: held-out pictures, and the same search without a prior."""
     problem = pictures.pictures("shapes", 0)

@@ -45,6 +45,7 @@ def test_the_cells_of_the_guide_are_cells(tmp_path: Path) -> None:
     assert int(rows[1]["recovered"]) > int(rows[1]["null"])
 
 
+@pytest.mark.thorough
 def test_the_lines_for_a_secret_start_leave_nothing_to_find() -> None:
     shown = re.search(
         r"<!-- secret start -->\n```python\n(.*?)```", (ROOT / "docs" / "guide.md").read_text(), re.DOTALL

@@ -136,6 +136,7 @@ def test_a_momentum_that_cannot_be_attacked_is_told(
     assert said in reconstruct(checkpoint, Exhume(steps=1, restarts=1)).message
 
 
+@pytest.mark.thorough
 def test_an_audit_speaks_of_what_was_searched(tmp_path: Path) -> None:
     """Where the images come out of the momentum, the owner's view is of it, and not of the weights."""
     selection = Selection(per_class=2, data_dir="installed")

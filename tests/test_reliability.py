@@ -1,7 +1,6 @@
 """What docs/reliability.md promises: no kill and no full disk loses work, signals end a command as Ctrl-C does.
 
-The kill tests try every file operation of a command (tests/kill_points.py). The default suite has those that take
-seconds; the others are marked slow.
+The kill tests try every file operation of a command (tests/kill_points.py). The default suite tries some of them.
 """
 
 import os
@@ -23,15 +22,22 @@ from exhume.cli import main
 from kill_points import SCENARIOS
 
 HERE = Path(__file__).parent
-QUICK = (("train", "kill"), ("reconstruct", "kill"), ("score", "kill"), ("train", "full"), ("reconstruct", "full"))
-SAMPLED = (("audit", "kill", 20), ("demo", "kill", 30), ("audit", "full", 10), ("search-workers", "kill", 90))
-"""Commands of so many operations that the default suite tries each twentieth, or so, only."""
-POINTS = [
-    pytest.param(name, mode, 1, marks=[] if (name, mode) in QUICK else pytest.mark.slow, id=f"{name}-{mode}")
+SAMPLED = (("train", "kill", 9), ("reconstruct", "kill", 7), ("train", "full", 5), ("audit", "kill", 40))
+"""Commands of so many operations that the default suite tries each ninth, or so, only."""
+THOROUGH = (
+    *(("train", "kill", 1), ("reconstruct", "kill", 1), ("score", "kill", 1)),
+    *(("train", "full", 1), ("reconstruct", "full", 1), ("audit", "full", 10)),
+    *(("demo", "kill", 30), ("search-workers", "kill", 90)),
+)
+"""The same, with a mark of its own; where it says 1, each operation. What is in neither list is marked slow."""
+POINTS = [pytest.param(*row, id=f"some of {row[0]}-{row[1]}") for row in SAMPLED]
+POINTS += [pytest.param(*row, marks=pytest.mark.thorough, id=f"{row[0]}-{row[1]}") for row in THOROUGH]
+POINTS += [
+    pytest.param(name, mode, 1, marks=pytest.mark.slow, id=f"all of {name}-{mode}")
     for name in SCENARIOS
     for mode in ("kill", "full")
+    if (name, mode, 1) not in THOROUGH
 ]
-POINTS += [pytest.param(*row, id=f"some of {row[0]}-{row[1]}") for row in SAMPLED]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tells the files of a process by /proc")
@@ -201,6 +207,7 @@ PRINTING = {
 """Commands that print, and what they have written at their end."""
 
 
+@pytest.mark.thorough
 def test_commands_do_their_work_also_where_nobody_reads(models: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -549,6 +549,7 @@ def test_several_workers_share_a_search_and_end_with_it(run: Path, here: Path) -
     assert sorted(together.kept) == sorted(trial.number for trial in together.trials)
 
 
+@pytest.mark.thorough
 def test_a_trial_that_ends_behind_the_parents_back_is_counted(tmp_path: Path) -> None:
     """Both workers have something to say while the parent is busy with what it has just counted."""
     count = 0

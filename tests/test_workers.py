@@ -399,6 +399,7 @@ def audit_all(models: Path, out: Path, *words: str) -> None:
     assert ended.value.code == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("far")
 def test_all_models_of_a_folder_are_audited_everywhere_alike_and_once(
     tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
