@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
+from exhume.attack.confidence import agreement, confidence, limits, uncalibrated_reason
 from exhume.candidates import Assumptions, KnownInit
 
 
@@ -74,10 +74,10 @@ def test_what_explains_next_to_nothing_is_not_told_by_the_weights(explained: lis
         (None, 10, 0.05, (1, 5, 5), 0.51, "relu", "0.51"),  # the weights are made of something else
         (None, 9, 0.0, (1, 5, 5), 0.0, "relu", "only 9 directions"),  # among few directions searches agree by chance
         (None, 100, 0.06, (1, 5, 5), 0.0, "relu", "hides part"),  # the weights hide the rest
-        (None, 20, None, (1, 5, 5), 0.0, "relu", "MLP"),  # no subspace
+        (None, 20, None, (1, 5, 5), 0.0, "relu", "dense"),  # no subspace
         (None, 10, 0.0, (1, 1, 2), 0.0, "relu", "points"),  # points
         (None, 10, 0.0, (1, 5, 5), 0.0, "tanh", "tanh"),  # not calibrated
-        (None, 10, 0.0, (1, 5, 5), 0.0, None, "MLP"),  # no MLP
+        (None, 10, 0.0, (1, 5, 5), 0.0, None, "dense"),  # no MLP
         (EXACT, 10, 0.05, (1, 5, 5), 0.5, "tanh", None),
         (EXACT, 10, 0.0, (1, 5, 5), 0.51, "gelu", "0.51"),
         (EXACT, 9, 0.0, (1, 5, 5), 0.0, "relu", "only 9 directions"),
@@ -86,7 +86,7 @@ def test_what_explains_next_to_nothing_is_not_told_by_the_weights(explained: lis
         (INEXACT, 10, 0.1, (1, 5, 5), 0.61, "relu", "0.61"),
         (INEXACT, 10, 0.0, (1, 5, 5), 0.0, "tanh", "tanh"),  # searches agree, and are wrong
         (EXACT, 10, 0.0, (1, 5, 5), 0.0, "softplus", "softplus"),  # not tried
-        (INEXACT, 10, None, (1, 5, 5), 0.0, "relu", "MLP"),
+        (INEXACT, 10, None, (1, 5, 5), 0.0, "relu", "dense"),
         (MOMENTUM, 10, 0.0, (1, 5, 5), 0.0, "relu", "momentum"),
     ],
 )
@@ -114,10 +114,8 @@ def test_why_agreement_says_nothing(  # noqa: PLR0917
     assert (why is None) if word is None else (why is not None and word in why)
 
 
-@pytest.mark.parametrize(("known", "told"), [(None, True), (EXACT, True), (INEXACT, False)])
-def test_after_adam_a_narrow_layer_has_no_confidence(known: KnownInit | None, told: bool) -> None:
-    """Nothing is left there to be discarded, and of 49 confident candidates 28 were right."""
-    found = Assumptions(
+def found_with(known: KnownInit | None) -> Assumptions:
+    return Assumptions(
         regime="known start",
         images=30,
         images_from="weights",
@@ -128,6 +126,30 @@ def test_after_adam_a_narrow_layer_has_no_confidence(known: KnownInit | None, to
         binary_prior=0.0,
         known_init=known,
     )
+
+
+@pytest.mark.parametrize(("known", "told"), [(None, False), (EXACT, True), (INEXACT, True)])
+def test_behind_a_head_a_confidence_needs_a_known_start(known: KnownInit | None, told: bool) -> None:
+    found = found_with(known)
+    why = uncalibrated_reason(found, torch.rand(4, 1, 5, 5), 0.4, "relu", 90, behind_head=True)
+    assert (why is None) == told
+
+
+@pytest.mark.parametrize("images_from", ["nothing", "settings", "momentum"])
+def test_what_an_inexact_start_moves_is_believed_less_unless_a_momentum_tells_the_span(images_from: str) -> None:
+    """An agreement of 0.995 is 9 of 10 where the images are exact, and even odds where an error moves them all."""
+    found = replace(found_with(INEXACT), images_from=images_from)
+    agreed, explained = torch.tensor([0.995]), torch.ones(1)
+    chance = float(confidence(agreed, explained, limits(found).calibration))
+    assert chance == pytest.approx(0.953 if images_from == "momentum" else 0.778, abs=1e-3)
+    exact = float(confidence(agreed, explained, limits(found_with(EXACT)).calibration))
+    assert exact == float(confidence(agreed, explained)) == pytest.approx(0.953, abs=1e-3)
+
+
+@pytest.mark.parametrize(("known", "told"), [(None, True), (EXACT, True), (INEXACT, False)])
+def test_after_adam_a_narrow_layer_has_no_confidence(known: KnownInit | None, told: bool) -> None:
+    """Nothing is left there to be discarded, and of 49 confident candidates 28 were right."""
+    found = found_with(known)
     images = torch.rand(4, 1, 5, 5)
     assert (uncalibrated_reason(found, images, 0.4, "relu", 30) is None) == told
     assert uncalibrated_reason(found, images, 0.4, "relu", 90) is None

@@ -227,7 +227,8 @@ def muon(*slopes: Tensor) -> Tensor:
     objective.values = torch.zeros(4, requires_grad=True)
     objective.objective = optimisation.Objective(task="binary", cotangents=lambda *_: torch.zeros(()))
     images = torch.zeros_like(slopes[0], requires_grad=True)
-    optimiser = optimisation.muon_and_adam(images, objective, of_two_classes(), 0.02, 0.02)[0]
+    rate = 0.02 * optimisation.image_scale(of_two_classes())
+    optimiser = optimisation.muon_and_adam(images, objective, rate, 0.02)[0]
     for slope in slopes:
         images.grad = slope
         optimiser.step()

@@ -54,7 +54,7 @@ def test_shares_do_not_run_away(decay: float) -> None:
     target = target_of(checkpoint("multiclass"))
     labels = torch.zeros(4, dtype=torch.long)
     multipliers = Multipliers(OBJECTIVES["multiclass"], labels, torch.ones(4), target.outputs, 0.0)
-    adam = muon_and_adam(torch.zeros(4, 25, requires_grad=True), multipliers, target, 0.02, 0.02, shares_decay=decay)[1]
+    adam = muon_and_adam(torch.zeros(4, 25, requires_grad=True), multipliers, 0.1, 0.02, shares_decay=decay)[1]
     for _ in range(1000):
         multipliers.shares.grad, multipliers.values.grad = -torch.ones_like(multipliers.shares), torch.zeros(4)
         adam.step()

@@ -302,7 +302,7 @@ def test_a_divergence_between_two_looks_is_a_status_too() -> None:
             "not available: it was calibrated for relu where the start is unknown, and this network has tanh.",
         ),
         (NetworkConfig(widths=(20, 10), activation="tanh"), 1, None),
-        (NetworkConfig(kind="cnn", channels=(2,), widths=(4,)), 2, "within an MLP's first layer."),
+        (NetworkConfig(kind="cnn", channels=(2,), widths=(4,)), 2, "where the start is known."),
     ],
 )
 def test_the_message_says_why_there_is_no_confidence(network: NetworkConfig, searches: int, why: str | None) -> None:
@@ -314,7 +314,7 @@ def test_the_message_says_why_there_is_no_confidence(network: NetworkConfig, sea
 
 def test_the_message_says_for_how_many_searches_there_is_no_confidence(monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([None, "it is too bad", None])
-    monkeypatch.setattr("exhume.attack.reconstruct.uncalibrated_reason", lambda *_: next(told))
+    monkeypatch.setattr("exhume.attack.reconstruct.uncalibrated_reason", lambda *_, **__: next(told))
     found = reconstruct(checkpoint("multiclass"), replace(SMALL["exhume"], steps=2, restarts=3))
     assert "Confidence is not available for 1 of 3 searches: it is too bad." in found.message
     known = found.confidence.isfinite().reshape(3, -1)

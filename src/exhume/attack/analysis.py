@@ -269,12 +269,13 @@ def choose_priors(target: Target, space: Subspace, *, sees_images: bool) -> tupl
     """
     if min(target.shape[1:]) < SMALLEST_PICTURE:
         return 0.0, 0.0
+    in_proportion = SMOOTHNESS * (OF_VALUES / target.centre.numel())
     if not sees_images:
-        return SMOOTHNESS, 0.0
+        return SMOOTHNESS if target.delta is None else in_proportion, 0.0
     looks = texture(_in_pixels(target, space), target.shape)
     if looks != "photographs" and is_black_or_white(target.centre):
         return 0.0, BINARY_PRIOR
-    return SMOOTHNESS * (OF_VALUES / target.centre.numel()) * (looks != "noise"), 0.0
+    return in_proportion * (looks != "noise"), 0.0
 
 
 def _in_pixels(target: Target, space: Subspace) -> Subspace:

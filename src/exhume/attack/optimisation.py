@@ -112,10 +112,14 @@ def uniform_start(
     return start * (2 * labels - 1) if objective.signed else start
 
 
+def image_scale(target: Target) -> float:
+    """The largest spread that images can have, in units of the network's inputs."""
+    return spread(target.centre) / target.unit
+
+
 def muon_and_adam(
     images: Float[Tensor, "m d"],
     multipliers: Multipliers,
-    target: Target,
     lr_images: float,
     lr_multipliers: float,
     *,
@@ -126,12 +130,11 @@ def muon_and_adam(
     Muon's orthogonalised step moves all directions alike, between candidates as well as within one, however weakly the
     weights depend on them. Adam's diagonal scaling cannot (binary networks: 44 instead of 15 images).
     """
-    lr = lr_images * spread(target.centre) / target.unit
     on_gpu = images.is_cuda
     decays = (0.0, shares_decay)  # of multipliers, and of how they are shared
     groups = [{"params": [v], "weight_decay": w} for v, w in zip(multipliers.variables, decays, strict=False)]
     adam = torch.optim.AdamW(groups, lr=lr_multipliers, capturable=on_gpu, fused=on_gpu)
-    return [Muon([images], lr=lr, momentum=MOMENTUM), adam]
+    return [Muon([images], lr=lr_images, momentum=MOMENTUM), adam]
 
 
 def linear_decay(optimiser: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

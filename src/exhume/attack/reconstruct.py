@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from exhume.architecture import MLP
+from exhume.architecture import SplitNetwork, mlp_of
 from exhume.attack.closed_neurons.told import told_by_closed_neurons
-from exhume.attack.confidence import agreement, confidence, uncalibrated_reason
+from exhume.attack.confidence import agreement, confidence, limits, uncalibrated_reason
 from exhume.attack.interruption import OtherState, ReconstructionState, restore_search, search_state
 from exhume.attack.methods import Exhume
 from exhume.attack.momentum import momentum_target, within_momentum
@@ -110,8 +110,7 @@ def reconstruct(
         save=save,
     )
     sound = [one for one in found if one.status == "done"] or found[:1]
-    mlp = attacked.architecture if isinstance(attacked.architecture, MLP) else None
-    reasons = [_uncalibrated_reason(one, mlp) for one in sound]
+    reasons = [_uncalibrated_reason(one, attacked) for one in sound]
     judged = [
         one if why else replace(one, confidence=_confidence(one, [other for other in sound if _same_kind(one, other)]))
         for one, why in zip(sound, reasons, strict=True)
@@ -241,11 +240,13 @@ def explained_shares(
     return share
 
 
-def _uncalibrated_reason(one: Candidates, mlp: MLP | None) -> str | None:
+def _uncalibrated_reason(one: Candidates, target: Target) -> str | None:
     """Why agreement with other searches tells nothing of this one's candidates."""
     residual = one.history[-1].residual if one.history else math.inf
+    mlp = mlp_of(target.architecture)
     told = (mlp.activation, len(mlp.weights[0])) if mlp else (None, None)
-    return uncalibrated_reason(one.assumptions, one.images, residual, *told)
+    behind_head = isinstance(target.architecture, SplitNetwork)
+    return uncalibrated_reason(one.assumptions, one.images, residual, *told, behind_head=behind_head)
 
 
 def _by_closed_neurons(
@@ -274,7 +275,8 @@ def _same_kind(one: Candidates, other: Candidates) -> bool:
 def _confidence(one: Candidates, found: Sequence[Candidates]) -> Float[Tensor, " m"]:
     """The confidence of one search's candidates by the other searches'."""
     others = [(other.images, other.labels) for other in found if other is not one]
-    return confidence(agreement(one.images, one.labels, others), one.explained).float()
+    calibration = limits(one.assumptions).calibration
+    return confidence(agreement(one.images, one.labels, others), one.explained, calibration).float()
 
 
 def _lost(found: Sequence[Candidates]) -> str:

@@ -12,9 +12,10 @@ from exhume.candidates import Candidates, Images
 from exhume.metrics import measure_of
 from exhume.progress import ProgressCallback
 
-TOLD_CALIBRATION = (-2.6, 7.3)
+TOLD_CALIBRATION = (-3.4, 7.3)
 """Intercept and slope of the log-odds against the share of images that are told: a logistic fit (-2.35, 7.35) to those
-that were right in 42 rounds on two networks (photographs by Adam), rounded towards lower confidence."""
+that were right in 42 rounds on two networks (photographs by Adam), lowered for a third: 65 of 76 right of 100 images,
+where that fit says 73."""
 
 
 def told_by_closed_neurons(

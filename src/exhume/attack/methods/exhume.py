@@ -9,11 +9,13 @@ import torch
 from exhume.architecture import MLP, SplitNetwork
 from exhume.attack.analysis import WeightAnalysis, analyse_weights
 from exhume.attack.methods.feature_space import FeatureSpaceSearch
+from exhume.attack.methods.features_first import FeaturesFirstSearch
 from exhume.attack.methods.input_subspace import InputSubspaceSearch, SearchSettings
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
 from exhume.attack.optimisation import (
     Multipliers,
     begun_at,
+    image_scale,
     images_given,
     linear_decay,
     muon_and_adam,
@@ -61,8 +63,8 @@ class Exhume(Method):
     """Sharpness of the smoothed derivative of ReLU, per root mean square of an image's pre-activations."""
     smoothness: float | None = None
     """Weight of the images' total variation; None: for each believed layer 4e-6 for images of 3,072 values, more in
-    proportion for smaller ones, where the data's directions look like pictures; 4e-6 where an MLP stands behind other
-    layers; 0 where they look like noise, or pixels are black or white."""
+    proportion for smaller ones, where the data's directions look like pictures, and where an MLP stands behind other
+    layers and the start is known; 4e-6 where it is not; 0 where they look like noise, or pixels are black or white."""
     binary_prior: float | None = None
     """Weight of grey, y (1 - y) of a pixel y, against the weighted error; None: 5 where the mean image says that pixels
     are black or white; else 0. No effect on a search judged by all parameters."""
@@ -89,7 +91,8 @@ class Exhume(Method):
             case MLP() as mlp if found is not None:
                 return partial(InputSubspaceSearch, target, mlp, found, settings)
             case SplitNetwork() as network if found is not None:
-                return partial(FeatureSpaceSearch, target, network, found, settings)
+                search = FeatureSpaceSearch if target.delta is None else FeaturesFirstSearch
+                return partial(search, target, network, found, settings)
             case _:
                 return partial(self._over_pixels, target, settings)
 
@@ -142,7 +145,7 @@ class Exhume(Method):
             values = uniform_start(objective, search.labels, target.centre, generator)
             search.multipliers = Multipliers(objective, search.labels, values, target.outputs, self.min_multiplier)
         search.optimisers = muon_and_adam(
-            search.pixels, search.multipliers, target, self.lr_images, self.lr_multipliers
+            search.pixels, search.multipliers, self.lr_images * image_scale(target), self.lr_multipliers
         )
         search.schedules = [linear_decay(search.optimisers[0], self.steps)]
         return search

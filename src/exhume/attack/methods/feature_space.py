@@ -47,9 +47,14 @@ class FeatureSpaceSearch(InputSubspaceSearch):
         return self.target.divided_by_scale(images - self.target.centre).flatten(1)
 
     @property
+    def pixels(self) -> Float[Tensor, "m d"]:
+        """Centred images, in units of the network's inputs."""
+        return self.variables
+
+    @property
     def images(self) -> Float[Tensor, "m c h w"]:
         """Un-centred images."""
-        return self.target.scaled(self.variables.reshape(-1, *self.target.shape)) + self.target.centre
+        return self.target.scaled(self.pixels.reshape(-1, *self.target.shape)) + self.target.centre
 
     def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
         images = self.images
@@ -59,10 +64,14 @@ class FeatureSpaceSearch(InputSubspaceSearch):
     def _features(self, images: Float[Tensor, "m c h w"]) -> tuple[Float[Tensor, "m r"], Float[Tensor, " m"]]:
         """The coordinates of the images' features in the subspace, and the share of the features that is inside."""
         with smooth_hinges(self.sharpness):
-            features: Tensor = self.head(images).flatten(1)
-        features = self.subspace.with_ones(features)
+            features = self.subspace.with_ones(self._seen(images))
         coordinates = features @ self.subspace.basis
         return coordinates, coordinates.pow(2).sum(1) / features.pow(2).sum(1).clamp_min(1e-30)
+
+    def _seen(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """The images' features: what the first dense layer sees of them."""
+        features: Tensor = self.head(images).flatten(1)
+        return features
 
     def _see(self, images: Float[Tensor, "n c h w"]) -> tuple[Tensor, Tensor, Tensor | None]:
         return *self._features(images), None

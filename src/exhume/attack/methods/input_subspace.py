@@ -17,6 +17,7 @@ from exhume.attack.optimisation import (
     balanced_labels,
     begun_at,
     first_guess,
+    image_scale,
     linear_decay,
     muon_and_adam,
     snapshot,
@@ -102,12 +103,15 @@ class InputSubspaceSearch:
         self.optimisers = muon_and_adam(
             self.variables,
             self.multipliers,
-            target,
-            settings.lr_images,
+            settings.lr_images * self._scale(),
             settings.lr_multipliers,
             shares_decay=self.regime.shares_decay,
         )
         self.schedules = [linear_decay(self.optimisers[0], settings.steps)]
+
+    def _scale(self) -> float:
+        """How large what is searched for can be: its rate is a part of that."""
+        return image_scale(self.target)
 
     def _start(self, scale: float, generator: torch.Generator) -> Tensor:
         """What is searched for: coordinates, [m, r]."""

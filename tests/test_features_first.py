@@ -1,0 +1,169 @@
+"""The search behind a head that moved from a known start: what it asks of features and images, and what comes out."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from exhume import Candidates, Exhume, NetworkConfig, Problem, Selection, load_problem, reconstruct
+from exhume.attack.interruption import restore_search, search_state
+from exhume.attack.methods.features_first import (
+    MATCH_WEIGHT,
+    NEGATIVE_WEIGHT,
+    PULL_WEIGHT,
+    TRIED_IMAGES,
+    FeaturesFirstSearch,
+    in_black_and_white,
+)
+from exhume.attack.methods.input_subspace import BIAS_WEIGHT
+from exhume.attack.optimisation import Stepper
+from exhume.attack.priors import implausible
+from exhume.attack.stationarity import scale_free, smooth_hinges
+from exhume.attack.target import make_target
+from exhume.audit.scores import score
+from exhume.networks import CentredNetwork
+from test_feature_space import CNN, network_of
+
+
+def search_of(kind: NetworkConfig, method: Exhume) -> FeaturesFirstSearch:
+    network = network_of(kind)
+    before = copy.deepcopy(network)
+    noise = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype))
+    centre = torch.full((1, 5, 6), 0.4, dtype=torch.float64)
+    target = make_target(network, task="multiclass", centre=centre, initial=before)
+    search = method.start(target, torch.Generator().manual_seed(0))
+    search.prepare(0)
+    assert isinstance(search, FeaturesFirstSearch)
+    return search
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 0.75, 1.0])
+def test_images_move_to_features_and_later_features_to_images(progress: float) -> None:
+    """Each is drawn by the squared distance of the two, relative to the features, and by nothing else of the other."""
+    method = Exhume(images=3, dtype="float64", init_scale=0.5, steps=100)
+    search = search_of(replace(CNN, channels=(2, 8), widths=(9, 6)), method)
+    search.prepare(int(100 * progress))
+    values = search.variables @ search.subspace.basis.T
+    searched, ones = values[:, :-1], BIAS_WEIGHT * (values[:, -1] - 1).pow(2).sum()
+    features, seen = searched.clamp_min(0), search.head(search.images).flatten(1)
+    norms = features.detach().pow(2).sum(1)
+    pull = PULL_WEIGHT * max(0.0, 2 * progress - 1)
+    match = MATCH_WEIGHT * ((seen - features.detach()).pow(2).sum(1) / norms).sum()
+    drawn = pull * ((seen.detach() - features).pow(2).sum(1) / norms).sum()
+    size = search.head(in_black_and_white(search.target.centre, TRIED_IMAGES)).flatten(1).norm(dim=1).mean().detach()
+    negative = NEGATIVE_WEIGHT * (searched.clamp(max=0) / size).pow(2).sum()
+    plain = search.multipliers.penalty() + implausible(search.images, search.assumptions.smoothness)
+    penalty = search.objective()[1]
+    torch.testing.assert_close(penalty, match + drawn + negative + ones + plain)
+    of_features = torch.autograd.grad(penalty, search.variables, retain_graph=True)[0]
+    torch.testing.assert_close(
+        of_features, torch.autograd.grad(drawn + negative + ones, search.variables, retain_graph=True)[0]
+    )
+    with smooth_hinges(scale_free(10.0)):
+        again = search.head(search.images).flatten(1)
+    match = MATCH_WEIGHT * ((again - features.detach()).pow(2).sum(1) / norms).sum()
+    of_pixels = torch.autograd.grad(penalty, search.pixels)[0]
+    expected = torch.autograd.grad(match + implausible(search.images, search.assumptions.smoothness), search.pixels)[0]
+    torch.testing.assert_close(of_pixels, expected)
+
+
+@pytest.mark.parametrize(("activation", "never"), [("relu", True), ("tanh", False)])
+def test_only_features_that_are_never_negative_are_held_there(activation: str, never: bool) -> None:
+    search = search_of(
+        replace(CNN, channels=(2, 8), activation=activation), Exhume(images=3, dtype="float64", init_scale=5.0)
+    )
+    held = []
+    for weight in (0.0, 1.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("exhume.attack.methods.features_first.NEGATIVE_WEIGHT", weight)
+            held.append(search.objective()[1].item())
+    assert (held[1] > held[0]) == never
+
+
+@pytest.mark.parametrize("stopped", [3, 28, 43])
+def test_a_search_that_goes_on_ends_with_the_very_same_images(stopped: int) -> None:
+    """Before, and after, features are pulled, between two new weightings."""
+    method = Exhume(images=3, dtype="float64", steps=50)
+    whole, again = search_of(CNN, method), search_of(CNN, method)
+    stepper = Stepper([whole], torch.device("cpu"))
+    for step in range(50):
+        if step == stopped:
+            state = search_state(whole)
+        stepper.take(step)
+    restore_search(again, state)
+    stepper = Stepper([again], torch.device("cpu"))
+    for step in range(stopped, 50):
+        stepper.take(step)
+    assert torch.equal(again.images, whole.images)
+    assert not torch.equal(again.images, search_of(CNN, method).images)
+
+
+@pytest.mark.parametrize(("value", "mean"), [(0.0, 0.5), (0.2, 0.2), (0.5, 0.5), (1.0, 0.5)])
+def test_random_images_have_the_mean_if_it_is_one(value: float, mean: float) -> None:
+    images = in_black_and_white(torch.full((2, 10, 10), value), 50)
+    assert set(images.unique().tolist()) == {0.0, 1.0}
+    assert images.mean().item() == pytest.approx(mean, abs=0.02)
+    assert torch.equal(images, in_black_and_white(torch.full((2, 10, 10), value), 50))
+
+
+# ---- What comes out
+
+
+def trained(problem: Problem) -> tuple[CentredNetwork, CentredNetwork]:
+    """Convolutions as people train them: the network at the start, and at the end."""
+    torch.manual_seed(5)
+    layers = [nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU()]
+    network = CentredNetwork(
+        problem.images.mean(0),
+        [*layers, nn.Flatten(), nn.Linear(32 * 7 * 7, 300), nn.ReLU(), nn.Linear(300, problem.outputs)],
+    )
+    start = copy.deepcopy(network)
+    optimiser = torch.optim.SGD(network.parameters(), 0.02, momentum=0.9, weight_decay=5e-4)
+    for _ in range(20):
+        for rows in torch.randperm(len(problem.images)).split(10):
+            optimiser.zero_grad()
+            functional.cross_entropy(network(problem.images[rows]), problem.labels[rows]).backward()
+            optimiser.step()
+    return start.eval(), network.eval()
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return load_problem("mnist-digits", Selection(per_class=3))
+
+
+@pytest.fixture(scope="module")
+def networks(problem: Problem) -> tuple[CentredNetwork, CentredNetwork]:
+    return trained(problem)
+
+
+def attacked(network: nn.Module, start: nn.Module, problem: Problem) -> Candidates:
+    centre = problem.images.mean(0)
+    method = Exhume(steps=250, restarts=1, images=30, per_class=6)
+    return reconstruct(network, method, task="multiclass", centre=centre, initial=start)
+
+
+def test_digits_come_out_of_convolutions_that_moved(
+    problem: Problem, networks: tuple[CentredNetwork, CentredNetwork]
+) -> None:
+    scores = score(attacked(networks[1], networks[0], problem), problem.images, problem.labels, problem.held_out)
+    assert scores.recovered["0.9"] >= 14
+    assert scores.null["0.9"] <= 2
+
+
+def test_nothing_comes_out_with_another_start(
+    problem: Problem, networks: tuple[CentredNetwork, CentredNetwork]
+) -> None:
+    other = copy.deepcopy(networks[0])
+    torch.manual_seed(6)
+    for layer in other.layers:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.reset_parameters()
+    scores = score(attacked(networks[1], other, problem), problem.images, problem.labels, problem.held_out)
+    assert scores.recovered["0.9"] <= scores.null["0.9"] + 1
