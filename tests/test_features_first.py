@@ -1,14 +1,17 @@
 """The search behind a head that moved from a known start: what it asks of features and images, and what comes out."""
 
 import copy
+import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
-from exhume import Candidates, Exhume, NetworkConfig, Problem, Selection, load_problem, reconstruct
+from exhume import Candidates, Exhume, NetworkConfig, Problem, Selection, examine, load_problem, reconstruct
+from exhume.attack.confidence import INEXACT_CALIBRATION, LIMITS, agreement, confidence
 from exhume.attack.interruption import restore_search, search_state
 from exhume.attack.methods.features_first import (
     MATCH_WEIGHT,
@@ -25,17 +28,22 @@ from exhume.attack.stationarity import scale_free, smooth_hinges
 from exhume.attack.target import make_target
 from exhume.audit.scores import score
 from exhume.networks import CentredNetwork
-from test_feature_space import CNN, network_of
+from test_feature_space import CNN, images_of, network_of
 
 
-def search_of(kind: NetworkConfig, method: Exhume) -> FeaturesFirstSearch:
+def moved(kind: NetworkConfig) -> tuple[nn.Module, nn.Module, Tensor]:
+    """A network, its start, of which every parameter is another, and the centre of its images."""
     network = network_of(kind)
     before = copy.deepcopy(network)
     noise = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype))
-    centre = torch.full((1, 5, 6), 0.4, dtype=torch.float64)
+    return network, before, torch.full((1, 5, 6), 0.4, dtype=torch.float64)
+
+
+def search_of(kind: NetworkConfig, method: Exhume) -> FeaturesFirstSearch:
+    network, before, centre = moved(kind)
     target = make_target(network, task="multiclass", centre=centre, initial=before)
     search = method.start(target, torch.Generator().manual_seed(0))
     search.prepare(0)
@@ -86,22 +94,77 @@ def test_only_features_that_are_never_negative_are_held_there(activation: str, n
     assert (held[1] > held[0]) == never
 
 
-@pytest.mark.parametrize("stopped", [3, 28, 43])
+@pytest.mark.parametrize("stopped", [28, 78, 93])
 def test_a_search_that_goes_on_ends_with_the_very_same_images(stopped: int) -> None:
-    """Before, and after, features are pulled, between two new weightings."""
-    method = Exhume(images=3, dtype="float64", steps=50)
+    """Before features are pulled, and while they are, between two new weightings."""
+    method = Exhume(images=3, dtype="float64", steps=100)
     whole, again = search_of(CNN, method), search_of(CNN, method)
     stepper = Stepper([whole], torch.device("cpu"))
-    for step in range(50):
+    for step in range(100):
         if step == stopped:
             state = search_state(whole)
         stepper.take(step)
     restore_search(again, state)
     stepper = Stepper([again], torch.device("cpu"))
-    for step in range(stopped, 50):
+    for step in range(stopped, 100):
         stepper.take(step)
     assert torch.equal(again.images, whole.images)
     assert not torch.equal(again.images, search_of(CNN, method).images)
+
+
+@pytest.mark.parametrize("bias", ["all", "none"])
+def test_one_candidate_without_features_does_not_stop_the_others(bias: Literal["all", "none"]) -> None:
+    """Of a head without biases the centre has no features, where nothing else was subtracted but it."""
+    search = search_of(replace(CNN, channels=(2, 8), widths=(9, 6), bias=bias), Exhume(images=3, steps=100))
+    with torch.no_grad():
+        search.variables[0] = 1e-9 * search.variables[0]
+    before, stepper = search.images.detach().clone(), Stepper([search], torch.device("cpu"))
+    for step in range(50):
+        stepper.take(step)
+    assert stepper.penalties.isfinite().all()
+    moved = (search.images.detach() - before).flatten(1).norm(dim=1)
+    assert moved[1:].median() > 0.1
+
+
+def test_given_images_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The owner may have thousands of them."""
+    seen = []
+    original = FeaturesFirstSearch._seen
+    monkeypatch.setattr(FeaturesFirstSearch, "_seen", lambda s, images: seen.append(len(images)) or original(s, images))
+    monkeypatch.setattr("exhume.attack.methods.features_first.ENCODED_AT_ONCE", 7)
+    network, before, centre = moved(CNN)
+    images, labels = images_of(30).float(), torch.arange(30) % 3
+    result = examine(
+        network.float(),
+        images,
+        labels,
+        Exhume(images=3),
+        task="multiclass",
+        centre=centre.float(),
+        initial=before.float(),
+        steps=0,
+        chunk=10,
+    )
+    assert max(seen) == 10
+    assert result.inside.isfinite().all() and ((result.inside > 0) & (result.inside <= 1 + 1e-6)).all()
+
+
+def test_confidence_behind_a_head_is_that_of_an_inexact_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        LIMITS,
+        "inexact",
+        replace(LIMITS["inexact"], discarded=math.inf, unexplained=math.inf, crowding=math.inf, activations=("relu",)),
+    )
+    monkeypatch.setattr("exhume.attack.confidence.FEWEST_DIRECTIONS", 1)
+    network, before, centre = moved(CNN)
+    method = Exhume(images=3, steps=4, per_class=2, dtype="float64")
+    found = reconstruct(network, method, task="multiclass", centre=centre, initial=before)
+    one, other = (found.images[:6], found.labels[:6]), (found.images[6:], found.labels[6:])
+    expected = confidence(agreement(*one, [other]), found.explained[:6], INEXACT_CALIBRATION)
+    torch.testing.assert_close(found.confidence[:6], expected.float())
+    assert not torch.allclose(expected, confidence(agreement(*one, [other]), found.explained[:6]))
+    unknown = reconstruct(network, method, task="multiclass", centre=centre)
+    assert unknown.confidence.isnan().all() and "where the start is known" in unknown.message
 
 
 @pytest.mark.parametrize(("value", "mean"), [(0.0, 0.5), (0.2, 0.2), (0.5, 0.5), (1.0, 0.5)])

@@ -16,8 +16,9 @@ CALIBRATION = (-6.9, 4.3)
 """Intercept and slope of the log-odds against -log10(1 - agreement): a logistic fit (-6.88, 4.46) to the candidates of
 b2 of the benchmark that explain enough, rounded towards lower confidence. Least comes out of b2 of all rows."""
 INEXACT_CALIBRATION = (-4.5, 2.5)
-"""The same where the change is no exact sum, so that searches agree on images which the same error has moved: a fit
-(-4.23, 2.37) to 100 and 200 digits by Adam, four networks, rounded towards lower confidence."""
+"""The same where the change is no exact sum and no momentum tells the span of the images, so that searches agree on
+images which the same error has moved: a fit (-4.23, 2.37) to 100 and 200 digits by Adam, four networks, rounded towards
+lower confidence."""
 
 ENOUGH = 0.3
 """Share of the weights that a candidate must explain, relative to the median of its search's, to have a chance at all.
@@ -94,8 +95,12 @@ def uncalibrated_reason(
     reasons = [
         (measure_of(images) != "ncc", "points have no contrast to compare"),
         (
-            activation is None or math.isinf(discarded) or (behind_head and known is None),
-            "it was calibrated for dense networks, and for dense layers behind others where the start is known",
+            activation is None or math.isinf(discarded),
+            "it was calibrated for searches within the directions of a dense layer",
+        ),
+        (
+            behind_head and known is None,
+            "behind other layers it was calibrated where the start is known",
         ),
         (
             known is not None and known.of == "momentum",
@@ -116,7 +121,7 @@ def uncalibrated_reason(
         ),
         (
             neurons is not None and assumptions.rank > within.crowding * neurons,
-            f"after Adam it was calibrated for layers three times as wide: here {neurons} neurons show "
+            f"{_where(known)} it was calibrated for layers three times as wide: here {neurons} neurons show "
             f"{assumptions.rank} directions",
         ),
         (
@@ -128,7 +133,10 @@ def uncalibrated_reason(
 
 
 def limits(assumptions: Assumptions) -> Limits:
-    """The row of `LIMITS` for a search."""
+    """The row of `LIMITS` for a search.
+
+    Where the settings give the number of images, what told their span is not recorded: that counts as no momentum.
+    """
     known = assumptions.known_init
     if known is None or known.of == "momentum":
         return LIMITS["start unknown"]
@@ -142,7 +150,10 @@ def _where(known: KnownInit | None) -> str:
         return "where the start is unknown"
     if known.exact:
         return "after gradient descent"
-    return "after steps element by element (Adam, for example), or if training began with other weights"
+    return (
+        "after steps element by element (Adam, for example), where layers before the dense ones were trained, or if "
+        "training began with other weights"
+    )
 
 
 def agreement(

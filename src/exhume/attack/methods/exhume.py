@@ -32,7 +32,8 @@ class Exhume(Method):
     """Our method: within the data's own subspace, weighted by the errors that training leaves (docs/theory.md).
 
     The search is over coordinates in the first layer's subspace for an MLP, over pixels judged by features where an MLP
-    stands behind other layers, and over pixels judged by all parameters for any other network.
+    stands behind other layers, or over features and pixels where its start is known too, and over pixels judged by all
+    parameters for any other network.
 
     Example:
         exhume.reconstruct(checkpoint, exhume.Exhume(steps=500, images=100))
@@ -64,7 +65,8 @@ class Exhume(Method):
     smoothness: float | None = None
     """Weight of the images' total variation; None: for each believed layer 4e-6 for images of 3,072 values, more in
     proportion for smaller ones, where the data's directions look like pictures, and where an MLP stands behind other
-    layers and the start is known; 4e-6 where it is not; 0 where they look like noise, or pixels are black or white."""
+    layers and a known start or a momentum is explained, else 4e-6; 0 where they look like noise, or pixels are black or
+    white."""
     binary_prior: float | None = None
     """Weight of grey, y (1 - y) of a pixel y, against the weighted error; None: 5 where the mean image says that pixels
     are black or white; else 0. No effect on a search judged by all parameters."""

@@ -1,4 +1,4 @@
-"""The search for MLPs behind a head: over pixels, judged by what the dense layers see of them."""
+"""The search for MLPs behind a head, start unknown: over pixels, judged by what the dense layers see of them."""
 
 import torch
 from jaxtyping import Float
@@ -55,6 +55,9 @@ class FeatureSpaceSearch(InputSubspaceSearch):
     def images(self) -> Float[Tensor, "m c h w"]:
         """Un-centred images."""
         return self.target.scaled(self.pixels.reshape(-1, *self.target.shape)) + self.target.centre
+
+    def _coordinates(self) -> Float[Tensor, "m r"]:
+        return self._features(self.images)[0]
 
     def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
         images = self.images

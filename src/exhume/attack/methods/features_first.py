@@ -1,6 +1,4 @@
-"""The search for MLPs behind a head with a known start: features first, then images that have them."""
-
-from collections.abc import Mapping
+"""The search for MLPs behind a head, of a known start or a momentum: features first, then images that have them."""
 
 import torch
 from jaxtyping import Float
@@ -9,7 +7,7 @@ from torch import Tensor
 from exhume.architecture import SplitNetwork
 from exhume.attack.analysis import WeightAnalysis
 from exhume.attack.methods.feature_space import FeatureSpaceSearch
-from exhume.attack.methods.input_subspace import BIAS_WEIGHT, REWEIGHT_EVERY, SearchSettings
+from exhume.attack.methods.input_subspace import BIAS_WEIGHT, SearchSettings
 from exhume.attack.muon import Muon
 from exhume.attack.optimisation import MOMENTUM, first_guess, image_scale, linear_decay
 from exhume.attack.priors import max_pixel_variance
@@ -25,6 +23,11 @@ PULL_WEIGHT = 0.1
 images. Chosen as MATCH_WEIGHT was."""
 NEGATIVE_WEIGHT = 1.0
 """Weight of what is negative of features that never are, relative to their size. Chosen as MATCH_WEIGHT was."""
+SMALLEST = 0.1
+"""Size of features, relative to what they have, from which a distance to them is relative to their own. One candidate
+whose features are nearly 0 would else take the step of all."""
+ENCODED_AT_ONCE = 100
+"""Given images whose features are looked at together."""
 TRIED_IMAGES = 8
 """Random images by which it is told how large features are, and whether they are ever negative. Those in black and
 white were chosen on known-cnn, strided-photographs-sgd and LeNets of digits: the centre's features are too small."""
@@ -54,8 +57,9 @@ class FeaturesFirstSearch(FeatureSpaceSearch):
         with torch.no_grad():
             self._of_centre = self._seen(target.centre[None])
             tried = self._seen(in_black_and_white(target.centre, TRIED_IMAGES))
+            plain = self._seen(torch.stack([torch.zeros_like(target.centre), torch.ones_like(target.centre)]))
         self._size = float(tried.norm(dim=1).mean()) or 1.0
-        self._never_negative = bool((tried >= 0).all() and (self._of_centre >= 0).all())
+        self._never_negative = all(bool((one >= 0).all()) for one in (tried, plain, self._of_centre))
         super().__init__(target, network, found, settings, generator, guess=guess)
         muon = Muon([self._pixels], lr=settings.lr_images * image_scale(target), momentum=MOMENTUM)
         self.optimisers.append(muon)
@@ -76,13 +80,16 @@ class FeaturesFirstSearch(FeatureSpaceSearch):
 
     def _encode(self, images: Float[Tensor, "n c h w"]) -> Tensor:
         self._pixels = super()._encode(images).clone().requires_grad_()
-        return self.subspace.coordinates(self._seen(images)).detach()
+        with torch.no_grad():
+            some = [self.subspace.coordinates(self._seen(part)) for part in torch.split(images, ENCODED_AT_ONCE)]
+        return torch.cat(some)
 
-    @torch.no_grad()
     def prepare(self, step: int) -> None:
         super().prepare(step)
-        if step % REWEIGHT_EVERY == 0:
-            self._pull.fill_(PULL_WEIGHT * max(0.0, 2 * min(step / self.steps, 1) - 1))
+        self._pull.fill_(PULL_WEIGHT * max(0.0, 2 * min(step / self.steps, 1) - 1))
+
+    def _coordinates(self) -> Float[Tensor, "m r"]:
+        return self.variables
 
     def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
         values = product(self.variables, self.subspace.basis.T.to(self.precision))
@@ -94,17 +101,10 @@ class FeaturesFirstSearch(FeatureSpaceSearch):
         images = self.images
         with smooth_hinges(self.sharpness):
             seen = self._seen(images)
-        norms = features.detach().pow(2).sum(1).clamp_min(1e-30)
+        norms = features.detach().pow(2).sum(1).clamp_min((SMALLEST * self._size) ** 2)
         match = ((seen - features.detach()).pow(2).sum(1) / norms).sum()
         pull = ((seen.detach() - features).pow(2).sum(1) / norms).sum()
         return self.variables, images, penalty + MATCH_WEIGHT * match + self._pull * pull
-
-    def state(self) -> dict[str, Tensor]:
-        return super().state() | {"pull": self._pull}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        super().restore(state)
-        self._pull.copy_(state["pull"])
 
 
 def in_black_and_white(mean: Float[Tensor, "c h w"], count: int) -> Float[Tensor, "n c h w"]:

@@ -128,11 +128,15 @@ class InputSubspaceSearch:
         images, ones = self._images(self.precision)
         return self.variables, images, BIAS_WEIGHT * (ones - 1).pow(2).sum()
 
+    def _coordinates(self) -> Float[Tensor, "m r"]:
+        """The candidates' coordinates alone."""
+        return self.variables
+
     @torch.no_grad()
     def prepare(self, step: int) -> None:
         """Computes the weightings anew from the candidates, every REWEIGHT_EVERY steps."""
         if step % REWEIGHT_EVERY == 0:
-            terms = self._terms(self._decode()[0], self.multipliers.cotangents)
+            terms = self._terms(self._coordinates(), self.multipliers.cotangents)
             self._reweight(terms, min(step / self.steps, 1))
 
     def _terms(self, coordinates: Float[Tensor, "m r"], cotangents: Cotangents) -> list[Term]:
