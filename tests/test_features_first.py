@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exhume import Candidates, Exhume, NetworkConfig, Problem, Selection, examine, load_problem, reconstruct
+from exhume import Candidates, Checkpoint, Exhume, NetworkConfig, Problem, Selection, examine, load_problem, reconstruct
+from exhume.attack.analysis import OF_VALUES, SMOOTHNESS
 from exhume.attack.confidence import INEXACT_CALIBRATION, LIMITS, agreement, confidence
 from exhume.attack.interruption import restore_search, search_state
 from exhume.attack.methods.features_first import (
@@ -22,6 +23,7 @@ from exhume.attack.methods.features_first import (
     in_black_and_white,
 )
 from exhume.attack.methods.input_subspace import BIAS_WEIGHT
+from exhume.attack.momentum import momentum_target
 from exhume.attack.optimisation import Stepper
 from exhume.attack.priors import implausible
 from exhume.attack.stationarity import scale_free, smooth_hinges
@@ -165,6 +167,23 @@ def test_confidence_behind_a_head_is_that_of_an_inexact_start(monkeypatch: pytes
     assert not torch.allclose(expected, confidence(agreement(*one, [other]), found.explained[:6]))
     unknown = reconstruct(network, method, task="multiclass", centre=centre)
     assert unknown.confidence.isnan().all() and "where the start is known" in unknown.message
+
+
+def test_a_momentum_is_explained_in_the_same_way() -> None:
+    network, before, centre = moved(CNN)
+    weights, momentum = (
+        {name.removeprefix("layers."): p.detach().float() for name, p in one.named_parameters()}
+        for one in (network, before)
+    )
+    classes = ("a", "b", "c")
+    checkpoint = Checkpoint(
+        network=CNN, task="multiclass", classes=classes, centre=centre.float(), weights=weights, momentum=momentum
+    )
+    search = Exhume(images=3).start(momentum_target(checkpoint), torch.Generator().manual_seed(0))
+    assert isinstance(search, FeaturesFirstSearch)
+    assert search.assumptions.smoothness == pytest.approx(SMOOTHNESS * OF_VALUES / 30)
+    found = reconstruct(checkpoint, Exhume(images=3, steps=3, restarts=1))
+    assert found.images.isfinite().all() and "explain the optimiser's momentum" in found.message
 
 
 @pytest.mark.parametrize(("value", "mean"), [(0.0, 0.5), (0.2, 0.2), (0.5, 0.5), (1.0, 0.5)])
