@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import exhume
 from exhume import Exhume, InputError, NetworkConfig, Problem, Selection, TrainingConfig
-from exhume.attack.known_init import midpoint_network, retained_share, weight_delta
+from exhume.attack.known_init import UNLIKE, midpoint_network, resembles, retained_share, weight_delta
 from exhume.attack.spectrum import has_spectral_gap
 from exhume.attack.target import make_target
 from exhume.audit.matching import match
@@ -19,6 +19,7 @@ from exhume.candidates import KnownInit
 from exhume.checkpoint import Checkpoint, load_checkpoint
 from exhume.cli import main
 from exhume.defence.training import train
+from exhume.runs.audit import _given_sentence
 from exhume.runs.schema import CandidatesRecord, TrainingRecord, read_record
 
 ORDINARY = NetworkConfig(widths=(300,), init_scale=None, bias="all")
@@ -189,6 +190,25 @@ def test_frozen_layers_tell_nothing_and_do_no_harm(problem: Problem, frozen: tup
     assert scores.recovered["0.9"] >= least and scores.null["0.9"] <= 1
     assert not any(f"layers.{layer}." in name for layer in frozen for name in found.assumptions.layers)
     assert max(found.history[-1].residual, found.history[0].residual) < 10
+
+
+@pytest.mark.parametrize(("seed", "said"), [(0, False), (1, True)])
+def test_a_start_of_another_seed_is_told(problem: Problem, seed: int, said: bool) -> None:
+    trained = train(problem, replace(TrainingConfig(epochs=3), lr=0.1), initial=fresh(problem)).checkpoint
+    start = fresh(problem, seed)
+    found = exhume.reconstruct(trained, Exhume(steps=1, restarts=1), initial=start)
+    assert (UNLIKE in found.message) == said
+    assert _given_sentence(trained, start) == "The weights before training were given." + (f" {UNLIKE}" if said else "")
+
+
+def test_resemblance_is_of_any_matrix_and_never_by_chance() -> None:
+    """A replaced layer does no harm, a long training little, and 200 pairs of strangers are none."""
+    one, other = {"a.weight": normal(30, 40), "b.weight": normal(5, 30, seed=1)}, {"a.weight": normal(30, 40, seed=2)}
+    assert resembles(one, {**one, "a.weight": other["a.weight"]})
+    assert resembles({"a.weight": one["a.weight"] + 4 * other["a.weight"]}, {"a.weight": one["a.weight"]})
+    assert not resembles(other, {"a.weight": one["a.weight"]})
+    assert not any(resembles({"w": normal(9, 9, seed=n)}, {"w": normal(9, 9, seed=n + 1000)}) for n in range(200))
+    assert resembles({"bias": torch.ones(3)}, {"bias": -torch.ones(3)})
 
 
 def test_a_start_of_zeros_is_one_and_what_is_not_finite_is_none(problem: Problem) -> None:

@@ -3,7 +3,7 @@
 import doctest
 import re
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -15,6 +15,7 @@ from exhume.attack.methods import METHODS
 from exhume.audit.verdict import Strength, Verdict
 from exhume.candidates import Assumptions, KnownInit
 from exhume.defence.training import TrainingConfig
+from exhume.layers import Layer
 from exhume.networks import NetworkConfig
 from exhume.problems import Selection
 from exhume.records import Provenance, read_tensors, write, write_tensors
@@ -197,6 +198,16 @@ def test_the_table_of_names_has_no_row_for_nothing() -> None:
 @pytest.mark.parametrize("module", [words, settings, glossary])
 def test_the_examples_are_true(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
+
+
+@dataclass(frozen=True)
+class Named:
+    layers: tuple[Layer, ...]
+
+
+def test_layers_that_were_read_are_told_by_their_kinds() -> None:
+    read = (Layer(name="conv", kind="conv2d", inputs=(-1,)), Layer(name="", kind="relu", inputs=(0,)))
+    assert settings.in_words({"Network": Named(read)}) == {"Network": [("Layers", "conv2d, relu")]}
 
 
 def test_layers_of_a_foreign_network_keep_their_names() -> None:

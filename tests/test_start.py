@@ -405,13 +405,15 @@ def test_a_file_of_weights_is_searched_and_the_initial_values_written(
     folder: Trained, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(f"find-start model.pt {window(folder.seed)} --out found/initial.safetensors") == 0
-    assert f"seed {folder.seed}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"seed {folder.seed}" in said and said.endswith("written       found/initial.safetensors\n")
     initial = read_tensors(Path("found/initial.safetensors"))
     assert initial.keys() == folder.initial.keys()
     assert all(torch.equal(initial[name], tensor) for name, tensor in folder.initial.items())
     # initial.safetensors itself is a file of weights: of nothing but the start
     assert run(f"find-start found/initial.safetensors {window(folder.seed)}") == 0
-    assert f"seed {folder.seed}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"seed {folder.seed}" in said and said.endswith("--out FILE keeps the initial values, for --initial\n")
 
 
 def test_what_is_not_found_in_a_file_is_not_written(problem: Problem, capsys: pytest.CaptureFixture[str]) -> None:

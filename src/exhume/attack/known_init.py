@@ -7,6 +7,7 @@ that weight decay has retained (Loo et al. 2024 without decay; docs/theory.md, "
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,11 @@ UNTRAINED_SHARE = 4
 """The weakest 1 / UNTRAINED_SHARE of a matrix's directions count as untrained."""
 DECAY_MUST_EXPLAIN = 0.5
 """Largest part of the change of the untrained directions that may remain if it is to be told as weight decay."""
+ALIKE_Z = 6.0
+"""z of a correlation from which trained weights resemble initial ones: chance reaches it in less than 1 of 6e7 matrices
+(exp(-z^2 / 2), Marchal and Arbel 2017)."""
+UNLIKE = "The initial weights resemble the trained ones in no layer: training has probably begun with others."
+"""What is said where they do not."""
 ROUNDS, SETTLED = 20, 1e-8
 """Most rounds in which retained share and untrained directions are found in turn; the change that ends them."""
 
@@ -29,12 +35,14 @@ class WeightDelta:
     """What training did to a known start theta_0.
 
     module: the network with the parameters theta - retained * theta_0; retained: c, the share of theta_0 that weight
-    decay has left; of: "change", or "momentum" where the parameters are those of `with_momentum` instead.
+    decay has left; of: "change", or "momentum" where the parameters are those of `with_momentum` instead; resembles:
+    whether the trained weights resemble those of the start (`resembles`).
     """
 
     module: nn.Module
     retained: float
     of: Literal["change", "momentum"] = "change"
+    resembles: bool = True
 
 
 @torch.no_grad()
@@ -67,7 +75,25 @@ def weight_delta(network: nn.Module, initial: nn.Module) -> WeightDelta:
         start = before[name].to(parameter)
         frozen = torch.equal(parameter, start)
         parameter.copy_(torch.zeros_like(parameter) if frozen else parameter - retained * start)
-    return WeightDelta(module=delta, retained=retained)
+    return WeightDelta(module=delta, retained=retained, resembles=resembles(parameters, before))
+
+
+@torch.no_grad()
+def resembles(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> bool:
+    """Whether any matrix or kernel of the trained weights is correlated with the initial one beyond chance.
+
+    Training that began with other weights, from another seed, leaves no such correlation; False too where so much
+    training followed that nothing of the start is left, and it is worth nothing then. True if there is no matrix.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> one, other = torch.randn(2, 50, 50, generator=generator)
+        >>> resembles({"weight": one + 0.5 * other}, {"weight": one}), resembles({"weight": one}, {"weight": other})
+        (True, False)
+    """
+    pairs = [(trained[name].double(), value.double()) for name, value in start.items() if value.ndim > 1]
+    z = [(w * u.to(w)).sum() / (w.norm() * u.pow(2).mean().sqrt()).clamp_min(1e-30) for w, u in pairs]
+    return not z or bool(torch.stack([one.cpu() for one in z]).max() >= ALIKE_Z)
 
 
 @torch.no_grad()

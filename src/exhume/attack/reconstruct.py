@@ -13,6 +13,7 @@ from exhume.architecture import SplitNetwork, mlp_of
 from exhume.attack.closed_neurons.told import told_by_closed_neurons
 from exhume.attack.confidence import agreement, confidence, limits, uncalibrated_reason
 from exhume.attack.interruption import OtherState, ReconstructionState, restore_search, search_state
+from exhume.attack.known_init import UNLIKE
 from exhume.attack.methods import Exhume
 from exhume.attack.momentum import momentum_target, within_momentum
 from exhume.attack.optimisation import Stepper
@@ -77,9 +78,10 @@ def reconstruct(
     method = method or Exhume()
     attacked = within_momentum(make_target(target, task=task, centre=centre, initial=initial), target)
     attacked = attacked.moved_to(torch.device(device), getattr(torch, method.dtype))
-    targets, remark = [attacked], ""
+    targets, remark = [attacked], _unlike(attacked)
     if isinstance(target, Checkpoint) and target.momentum and isinstance(method, Exhume):
-        momentum, remark = _momentum(target)
+        momentum, told_of_it = _momentum(target)
+        remark += told_of_it
         targets += [one.moved_to(attacked.centre.device, attacked.centre.dtype) for one in momentum]
     generator = torch.Generator().manual_seed(method.seed)
     searches, of = [], []
@@ -125,6 +127,11 @@ def _check_memory(search: Search, count: int, device: torch.device) -> None:
     groups = [group for optimiser in search.optimisers for group in optimiser.param_groups]
     size = 2 * sum(variable.nbytes for group in groups for variable in group["params"])
     check_memory(count * size, device, f"{count:,} searches", "fewer --restarts")
+
+
+def _unlike(target: Target) -> str:
+    """A sentence for the record where the initial weights are hardly those that training began with."""
+    return "" if target.delta is None or target.delta.resembles else f" {UNLIKE}"
 
 
 def _momentum(checkpoint: Checkpoint) -> tuple[list[Target], str]:

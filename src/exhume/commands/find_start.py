@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import OmitArgPrefixes, Positional
 
 from exhume.attack.find_start import StartSearch, find_start, read_candidates, read_state
-from exhume.commands.display import bars, print_start
+from exhume.commands.display import bars, console, print_start
 from exhume.devices import choose_device
 from exhume.errors import InputError
 from exhume.records import write_tensors
@@ -50,3 +50,6 @@ class FindStart:
         print_start(outcome.sentence, outcome.evidence)
         if self.out is not None and outcome.start is not None:
             write_tensors(self.out, outcome.start.initial)
+            console.print(f"written       {self.out}", markup=False, soft_wrap=True)
+        elif outcome.start is not None:
+            console.print("not kept      --out FILE keeps the initial values, for --initial", soft_wrap=True)

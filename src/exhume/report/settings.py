@@ -115,6 +115,8 @@ def _fields(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in content.items():
         if isinstance(value, Mapping):
             yield from _fields(value)
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            yield "Layers", ", ".join(str(layer["kind"]) for layer in value)
         else:
             yield setting(name, value)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from exhume.attack.known_init import UNLIKE, resembles
 from exhume.attack.methods import Exhume
 from exhume.attack.search import Method
 from exhume.audit.counts import HEADLINE
@@ -158,7 +159,7 @@ def _audit(
             *([without_state(judgement, seen.view if seen else None)] if checkpoint.momentum else []),
         ],
         scaling=scaling,
-        start=_start_sentence(folder, found, given=initial is not None),
+        start=_given_sentence(checkpoint, initial) if initial is not None else _found_sentence(folder, found),
         images=_images(folder, mine, scores, seen),
         owner=seen.view if seen else None,
         not_examined=why,
@@ -248,10 +249,14 @@ def leaked_csv(record: AuditRecord, classes: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _start_sentence(folder: Path, found: CandidatesRecord, *, given: bool) -> str:
-    """Whether the weights before training were known, in a sentence; "" where nobody looked for them."""
-    if given:
-        return "The weights before training were given."
+def _given_sentence(checkpoint: Checkpoint, initial: Checkpoint) -> str:
+    """That the weights before training were given, and whether they look like those."""
+    given = "The weights before training were given."
+    return given if resembles(checkpoint.weights, initial.weights) else f"{given} {UNLIKE}"
+
+
+def _found_sentence(folder: Path, found: CandidatesRecord) -> str:
+    """How the weights before training were found, or that they were not; "" where nobody looked for them."""
     looked = known_record(folder / "start.json", StartRecord)
     if looked is None or looked.checkpoint != found.checkpoint:
         return ""
