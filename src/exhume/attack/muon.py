@@ -25,11 +25,12 @@ TINY = 1e-30
 class Muon(torch.optim.Optimizer):
     """Steps along the nearest orthogonal matrix, nearly, of Nesterov's momentum; for matrices [m, d].
 
-    On a GPU the rate is a tensor there, so that a recorded step follows its schedule.
+    On a GPU the rate is a tensor there, so that a recorded step follows its schedule. It is float64: rounded to float32
+    it moves the residual of 30 steps by 1e-6.
     """
 
     def __init__(self, params: list[Tensor], lr: float, momentum: float) -> None:
-        rate = torch.tensor(lr, device=params[0].device) if params[0].is_cuda else lr
+        rate = torch.tensor(lr, dtype=torch.float64, device=params[0].device) if params[0].is_cuda else lr
         super().__init__(params, {"lr": rate, "momentum": momentum})
 
     @torch.no_grad()

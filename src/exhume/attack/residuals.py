@@ -142,11 +142,12 @@ def _by_cholesky(first: Tensor, covariance: Tensor, q: float, precision: torch.d
     inner = torch.linalg.cholesky_ex(one + q * energy).L
     discounted = q**0.5 * torch.linalg.solve_triangular(inner, weighed.T, upper=False)
     uncorrelated = energy.diagonal().sum()
+    unrounded = torch.float32 if precision == torch.bfloat16 else precision
     return Weighting(
         columns=columns.to(precision),
-        discounted=discounted.float() if precision == torch.bfloat16 else discounted.to(precision),
-        null_residual=(uncorrelated - (discounted @ weighed).pow(2).sum()).float(),
-        uncorrelated_null_residual=uncorrelated.float(),
+        discounted=discounted.to(unrounded),
+        null_residual=(uncorrelated - (discounted @ weighed).pow(2).sum()).to(unrounded),
+        uncorrelated_null_residual=uncorrelated.to(unrounded),
     )
 
 
