@@ -31,6 +31,7 @@ def analysed(target: Target, **settings: Any) -> WeightAnalysis:
 # ---- The regimes: networks made by hand, one for each row
 
 IMAGES, SHAPE, WIDTHS = 12, (1, 6, 6), (60, 50)
+MANY = 37  # directions: as many as pixels, and the bias
 
 
 def random_victim(scale: float | None = None) -> Checkpoint:
@@ -69,6 +70,21 @@ def default_initialisation() -> Target:
     return target_of(with_weights(victim, **{"1_weight": victim.weights["1.weight"] + added}))
 
 
+def unequal(change: Tensor) -> Tensor:
+    """Neurons that changed as differently as by gradient descent."""
+    return change * torch.linspace(0.3, 2, len(change))[:, None]
+
+
+def many_directions(rows: int, columns: int) -> Tensor:
+    """Directions that get weaker and weaker without an end, as those of more images than there are directions."""
+    return normal(rows, columns) * 0.85 ** torch.arange(columns)
+
+
+def equal(change: Tensor) -> Tensor:
+    """Neurons that all changed alike, as by Adam."""
+    return functional.normalize(change) * change.norm(dim=1).mean()
+
+
 def known_start(added: Tensor) -> Target:
     victim = random_victim()
     trained = with_weights(victim, **{"1_weight": victim.weights["1.weight"] + added})
@@ -80,15 +96,47 @@ PLANTED: dict[str, Callable[[], Target]] = {
     "small initialisation": small_initialisation,
     "default initialisation": default_initialisation,
     "known start": lambda: known_start(few_directions(WIDTHS[0], 36)),
+    "known start, many images": lambda: known_start(unequal(many_directions(WIDTHS[0], 36))),
     "known start, inexact": lambda: known_start(0.1 * normal(WIDTHS[0], 36)),
 }
 
 
 def test_every_regime_is_chosen_by_something_and_nothing_chooses_another() -> None:
     known = (None, KnownInit(retained=1.0, exact=True), KnownInit(retained=0.9, exact=False))
-    shown = itertools.product(known, (None, 0.1), (False, True))
-    assert {choose_regime(start, noise, stationary=stationary) for start, noise, stationary in shown} == set(REGIMES)
+    shown = itertools.product(known, (None, 0.1), (False, True), (False, True))
+    chosen = {choose_regime(start, noise, stationary=at_rest, many=many) for start, noise, at_rest, many in shown}
+    assert chosen == set(REGIMES)
     assert set(PLANTED) == set(REGIMES)
+
+
+def test_few_directions_are_told_beneath_rounding_to_half_precision() -> None:
+    """By gradient descent alone: neurons that changed alike may be the work of Adam, whose directions are many."""
+    added = few_directions(WIDTHS[0], 36)
+    weights = random_victim().weights["1.weight"]
+    noise = 2.0**-9 * weights.pow(2).mean().sqrt() * normal(WIDTHS[0], 36, seed=9)
+    for change, regime in (
+        (unequal(added) + noise, "known start"),
+        (equal(added) + noise, "known start, inexact"),
+        (unequal(added) + 30 * noise, "known start, many images"),  # no rounding is so strong
+    ):
+        found = analysed(known_start(change)).assumptions
+        assert found.regime == regime
+        assert found.rank == IMAGES or regime != "known start"
+
+
+def test_other_initial_weights_and_batch_norm_are_never_many_images_nor_few_directions() -> None:
+    target = known_start(unequal(many_directions(WIDTHS[0], 36)))
+    assert target.delta is not None and analysed(target).assumptions.regime == "known start, many images"
+    for doubtful in (replace(target, normalised=True), replace(target, delta=replace(target.delta, resembles=False))):
+        assert analysed(doubtful).assumptions.regime == "known start, inexact"
+
+
+def test_momentum_is_never_taken_for_many_images() -> None:
+    """Its neurons differ whatever the optimiser, for it is a sum of gradients."""
+    target = known_start(unequal(many_directions(WIDTHS[0], 36)))
+    assert target.delta is not None
+    of_momentum = replace(target, delta=replace(target.delta, of="momentum"))
+    assert analysed(of_momentum).assumptions.regime == "known start, inexact"
 
 
 @pytest.mark.parametrize("name", REGIMES)
@@ -97,9 +145,14 @@ def test_a_planted_network_of_each_regime_is_told_as_that(name: str) -> None:
     target, row = PLANTED[name](), REGIMES[name]
     found = analysed(target)
     assert (found.assumptions.regime, found.regime) == (name, row)
-    assert (found.assumptions.images, found.assumptions.images_from) == (
-        (IMAGES, "weights") if row.counts_images else (100, "nothing")
-    )
+    images = IMAGES if row.energy is None else MANY
+    told = (images, "weights") if row.counts_images else (100, "nothing")
+    assert (found.assumptions.images, found.assumptions.images_from) == told
+    if row.energy is not None:
+        assert found.assumptions.rank == len(found.subspace.singular) < MANY
+        change = 0.5 * (unequal(many_directions(WIDTHS[0], 36)))  # a grey mean: every pixel varies by a half
+        energies, inside = torch.linalg.svdvals(change).pow(2), found.subspace.singular.pow(2)
+        assert inside.sum() >= row.energy * energies.sum() > inside[:-1].sum()
     names = [parameter for parameter, _ in target.network.named_parameters()]
     hidden = [] if row.every_layer or found.assumptions.known_init else ["layers.3.weight"]
     changed = ["layers.1.weight"] if found.assumptions.known_init else ["layers.1.weight", "layers.1.bias"]

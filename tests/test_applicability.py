@@ -21,6 +21,7 @@ ASSUMED = Assumptions(
     smoothness=0.0,
     binary_prior=0.0,
 )
+MANY_IMAGES = replace(ASSUMED, regime="known start, many images", known_init=KnownInit(retained=1.0, exact=False))
 GOOD = CandidatesRecord(
     checkpoint="",
     method=Exhume(),
@@ -48,6 +49,7 @@ def test_a_network_that_the_method_reads() -> None:
         (replace(GOOD, history=[HistoryPoint(step=0, residual=0.51, penalty=0.0)]), "leave 51% of the weights"),
         (replace(GOOD, history=[HistoryPoint(step=0, residual=7.0, penalty=0.0)]), "leave 100% of the weights"),
         (replace(GOOD, assumptions=replace(ASSUMED, known_init=KnownInit(retained=1.0, exact=False))), "(Adam)"),
+        (replace(GOOD, assumptions=MANY_IMAGES), "as many training images as the first layer has neurons"),
     ],
 )
 def test_what_speaks_against_it(record: CandidatesRecord, reason: str) -> None:

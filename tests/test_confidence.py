@@ -146,6 +146,15 @@ def test_what_an_inexact_start_moves_is_believed_less_unless_a_momentum_tells_th
     assert exact == float(confidence(agreed, explained)) == pytest.approx(0.953, abs=1e-3)
 
 
+def test_of_many_images_no_agreement_makes_sure() -> None:
+    """An eighth of the candidates is wrong there however well searches agree; little agreement is worth nothing."""
+    found = replace(found_with(INEXACT), regime="known start, many images")
+    chances = confidence(torch.tensor([0.9, 0.97, 0.99, 1 - 1e-6]), torch.ones(4), limits(found).calibration)
+    assert chances.tolist() == pytest.approx([0.119, 0.523, 0.8, 0.8], abs=1e-3)
+    why = uncalibrated_reason(found, torch.rand(4, 1, 5, 5), 0.4, "relu", 30)
+    assert why is not None and why.startswith("after gradient descent on many images")
+
+
 @pytest.mark.parametrize(("known", "told"), [(None, True), (EXACT, True), (INEXACT, False)])
 def test_after_adam_a_narrow_layer_has_no_confidence(known: KnownInit | None, told: bool) -> None:
     """Nothing is left there to be discarded, and of 49 confident candidates 28 were right."""

@@ -435,6 +435,7 @@ class Case:
     right: Callable[[], bool]
 
 
+CALIBRATIONS = (-7.6, 4.3), (-6.2, 4.3), (-6.9, 3.9), (-6.9, 4.7)
 CASES = [
     Case(spectrum, "BULK_MARGIN", (1.0, 1.05, 1.3), bulk_margin),
     Case(spectrum, "GAP", (4.0, 6.0), gap),
@@ -474,7 +475,7 @@ CASES = [
     Case(muon_step, "TINY", (1e-7,), tiny),
     Case(known_init, "UNTRAINED_SHARE", (3, 5), untrained_share),
     Case(known_init, "DECAY_MUST_EXPLAIN", (0.4, 0.6), decay_must_explain),
-    Case(confidence, "CALIBRATION", ((-7.6, 4.3), (-6.2, 4.3), (-6.9, 3.9), (-6.9, 4.7)), calibration),
+    Case(confidence, "CALIBRATION", tuple(confidence.Calibration(*moved) for moved in CALIBRATIONS), calibration),
     Case(confidence, "ENOUGH", (0.24, 0.36), enough),
     Case(residuals, "NEGLIGIBLE_VARIANCE", (0.0375, 0.0625), negligible_variance),
 ]

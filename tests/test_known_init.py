@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import exhume
 from exhume import Exhume, InputError, NetworkConfig, Problem, Selection, TrainingConfig
 from exhume.attack.known_init import UNLIKE, midpoint_network, resembles, retained_share, weight_delta
-from exhume.attack.spectrum import has_spectral_gap
+from exhume.attack.spectrum import changed_unequally, first_layer, has_spectral_gap
 from exhume.attack.target import make_target
 from exhume.audit.matching import match
 from exhume.candidates import KnownInit
@@ -23,6 +23,7 @@ from exhume.runs.audit import _given_sentence
 from exhume.runs.schema import CandidatesRecord, TrainingRecord, read_record
 
 ORDINARY = NetworkConfig(widths=(300,), init_scale=None, bias="all")
+CROWDED = NetworkConfig(widths=(128, 128), init_scale=None, bias="all")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -138,6 +139,48 @@ def test_ordinary_training_from_a_known_start_gives_most_digits_away(
     found = config.analyse(make_target(trained, initial=fresh(problem)))
     assert found is not None and found.assumptions.known_init is not None
     assert found.assumptions.known_init.exact == exact
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_optimiser_is_told_by_how_unequally_neurons_changed(problem: Problem, name: str) -> None:
+    trained = train(problem, TRAININGS[name], network=ORDINARY).checkpoint
+    explained = make_target(trained, initial=fresh(problem)).explained_mlp
+    assert explained is not None
+    assert changed_unequally(first_layer(explained)) == (TRAININGS[name].optimiser != "adam")
+
+
+def test_of_more_images_than_neurons_some_come_out() -> None:
+    """Control: as many held-out digits. As many images are assumed as there are directions, nearly one a neuron."""
+    problem = exhume.load_problem("mnist-digits", Selection(per_class=30, data_dir="installed"))
+    trained, start = (
+        train(problem, replace(TRAININGS["momentum and decay"], epochs=epochs, batch_size=32), network=CROWDED)
+        for epochs in (30, 0)
+    )
+    found = exhume.reconstruct(trained.checkpoint, Exhume(steps=300), initial=start.checkpoint)
+    assert found.assumptions.regime == "known start, many images" and 100 < found.assumptions.images <= 128
+    scores = exhume.score(found, problem.images, problem.labels, problem.held_out)
+    assert scores.recovered["0.9"] >= max(20, 3 * scores.null["0.9"])
+
+
+def test_a_wrong_start_is_no_exact_change_however_strong_the_training(problem: Problem) -> None:
+    strong = TrainingConfig(lr=0.3, momentum=0.9, batch_size=8, epochs=30)
+    trained = train(problem, strong, network=ORDINARY).checkpoint
+    known = [Exhume().analyse(make_target(trained, initial=fresh(problem, seed))) for seed in (0, 1)]
+    assert [found is not None and found.assumptions.regime for found in known] == [
+        "known start",
+        "known start, inexact",
+    ]
+
+
+@pytest.mark.parametrize("name", ["batches", "adam"])
+def test_weights_in_half_precision_are_read_as_before_where_descent_made_them(problem: Problem, name: str) -> None:
+    trained = train(problem, TRAININGS[name], network=ORDINARY).checkpoint
+    rounded = replace(trained, weights={key: w.bfloat16().float() for key, w in trained.weights.items()})
+    found = Exhume().analyse(make_target(rounded, initial=fresh(problem)))
+    assert found is not None
+    assert found.assumptions.regime == ("known start" if name == "batches" else "known start, inexact")
+    if name == "batches":
+        assert abs(found.assumptions.rank - len(problem.images)) <= 1
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])

@@ -3,22 +3,35 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from exhume.candidates import Assumptions, Images, KnownInit
+from exhume.candidates import Assumptions, Images
 from exhume.metrics import measure_of, similarity
 
-CALIBRATION = (-6.9, 4.3)
+
+class Calibration(NamedTuple):
+    """Log-odds `intercept + slope * -log10(1 - agreement)` that a candidate is right; the chance is at most `most`."""
+
+    intercept: float
+    slope: float
+    most: float = 1.0
+
+
+CALIBRATION = Calibration(-6.9, 4.3)
 """Intercept and slope of the log-odds against -log10(1 - agreement): a logistic fit (-6.88, 4.46) to the candidates of
 b2 of the benchmark that explain enough, rounded towards lower confidence. Least comes out of b2 of all rows."""
-INEXACT_CALIBRATION = (-4.5, 2.5)
+INEXACT_CALIBRATION = Calibration(-4.5, 2.5)
 """The same where the change is no exact sum and no momentum tells the span of the images, so that searches agree on
 images which the same error has moved: a fit (-4.23, 2.37) to 100 and 200 digits by Adam, four networks, rounded towards
 lower confidence."""
+MANY_CALIBRATION = Calibration(-6.0, 4.0, most=0.8)
+"""The same of more images than neurons, by gradient descent. However well searches agree, an eighth of the candidates
+are wrong: 472 of 543 were right beyond 0.975. By bins of 1,000 and 2,000 digits in 512 neurons, seed 11, rounded
+towards lower confidence."""
 
 ENOUGH = 0.3
 """Share of the weights that a candidate must explain, relative to the median of its search's, to have a chance at all.
@@ -45,15 +58,18 @@ class Limits:
     unexplained: float
     activations: tuple[str, ...]
     crowding: float = math.inf
-    calibration: tuple[float, float] | None = None
+    calibration: Calibration | None = None
 
 
 TRIED = ("relu", "leaky-relu", "gelu", "silu", "mish", "tanh", "sigmoid")
 """Activations of networks whose confident candidates were right after gradient descent from a known start."""
-LIMITS: dict[Literal["start unknown", "exact", "within momentum", "inexact"], Limits] = {
+LIMITS: dict[Literal["start unknown", "exact", "within momentum", "many images", "inexact"], Limits] = {
     "start unknown": Limits(discarded=0.05, unexplained=0.5, activations=("relu",)),
     "exact": Limits(discarded=0.05, unexplained=0.5, activations=TRIED),
     "within momentum": Limits(discarded=0.1, unexplained=0.6, activations=("relu",), crowding=0.35),
+    "many images": Limits(
+        discarded=0.1, unexplained=0.6, activations=("relu",), crowding=0.35, calibration=MANY_CALIBRATION
+    ),
     "inexact": Limits(
         discarded=0.1, unexplained=0.6, activations=("relu",), crowding=0.35, calibration=INEXACT_CALIBRATION
     ),
@@ -66,7 +82,8 @@ left 0.88 unexplained, and 24 of 28 confident candidates were wrong; of 229 of a
 0.05 and 0.51 where the confident were right; with a wrong start 0.17 and 0.83 or more, and none of 15 was right. Layers
 of three neurons a direction and more were tried; with one neuron for each, 28 of 49 were right. By Adam with smooth
 activations 15 of 61 were (docs/log.md, "Confidence where the start is known"). Within the momentum's span all of 1,449
-were right that the exact calibration is confident of; without it 895 of 1,013 (docs/log.md, "Features first")."""
+were right that the exact calibration is confident of; without it 895 of 1,013 (docs/log.md, "Features first"). Many
+images: as inexact; little is discarded there by construction, and other initial weights are never taken for many."""
 
 
 CLOSEST = 1e-6
@@ -91,7 +108,7 @@ def uncalibrated_reason(
         behind_head: whether the MLP is one behind a head.
     """
     discarded = math.inf if assumptions.discarded is None else assumptions.discarded
-    known, within = assumptions.known_init, limits(assumptions)
+    known, within, where = assumptions.known_init, limits(assumptions), _where(assumptions)
     reasons = [
         (measure_of(images) != "ncc", "points have no contrast to compare"),
         (
@@ -108,7 +125,7 @@ def uncalibrated_reason(
         ),
         (
             activation not in within.activations,
-            f"it was calibrated for {', '.join(within.activations)} {_where(known)}, and this network has {activation}",
+            f"it was calibrated for {', '.join(within.activations)} {where}, and this network has {activation}",
         ),
         (
             assumptions.rank < FEWEST_DIRECTIONS,
@@ -121,7 +138,7 @@ def uncalibrated_reason(
         ),
         (
             neurons is not None and assumptions.rank > within.crowding * neurons,
-            f"{_where(known)} it was calibrated for layers three times as wide: here {neurons} neurons show "
+            f"{where} it was calibrated for layers three times as wide: here {neurons} neurons show "
             f"{assumptions.rank} directions",
         ),
         (
@@ -142,14 +159,19 @@ def limits(assumptions: Assumptions) -> Limits:
         return LIMITS["start unknown"]
     if known.exact:
         return LIMITS["exact"]
-    return LIMITS["within momentum" if assumptions.images_from == "momentum" else "inexact"]
+    if assumptions.images_from == "momentum":
+        return LIMITS["within momentum"]
+    return LIMITS["many images" if assumptions.regime == "known start, many images" else "inexact"]
 
 
-def _where(known: KnownInit | None) -> str:
+def _where(assumptions: Assumptions) -> str:
+    known = assumptions.known_init
     if known is None:
         return "where the start is unknown"
     if known.exact:
         return "after gradient descent"
+    if assumptions.regime == "known start, many images":
+        return "after gradient descent on many images"
     return (
         "after steps element by element (Adam, for example), where layers before the dense ones were trained, or if "
         "training began with other weights"
@@ -178,15 +200,16 @@ def agreement(
 
 
 def confidence(
-    agreed: Float[Tensor, " m"], explained: Float[Tensor, " m"], calibration: tuple[float, float] | None = None
+    agreed: Float[Tensor, " m"], explained: Float[Tensor, " m"], calibration: Calibration | None = None
 ) -> Float[Tensor, " m"]:
     """The chance, [m] in [0, 1], that a candidate shows a training image at NCC >= 0.9; NaN stays.
 
     It follows from the agreement with other searches, by the calibration (None: CALIBRATION). It is 0 for a candidate
     that explains almost none of the weights.
     """
-    intercept, slope = calibration or CALIBRATION
-    chance = torch.sigmoid(intercept - slope * (1 - agreed).clamp(CLOSEST, 1).log10())
+    worth = calibration or CALIBRATION
+    odds = worth.intercept - worth.slope * (1 - agreed).clamp(CLOSEST, 1).log10()
+    chance = torch.sigmoid(odds).clamp_max(worth.most)
     enough = (explained > 0) & (explained >= ENOUGH * explained.nanmedian())
     return chance.masked_fill(~enough & ~agreed.isnan(), 0.0)
 

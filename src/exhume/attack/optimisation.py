@@ -18,12 +18,10 @@ FEWEST_CANDIDATES = 200
 """Candidates of a search at the least, so that few images have many chances. Chosen on b1 to b3 of the benchmark."""
 CANDIDATES_PER_IMAGE = 2
 """The papers' number: twice as many candidates as images."""
-MOST_PER_NEURON, MOST_PER_IMAGE = 0.75, 1.5
-"""Candidates within a layer's subspace at most: for each of its neurons or, where that is more, for each image. Chosen
-on 500 photographs by SGD with a known start (not a row of the benchmark) and on the zoo's photographs."""
 SHARES_DECAY = 0.5
 """Decoupled weight decay of how multipliers are shared: logits stay within 1 / SHARES_DECAY. Else some run away and
-keep a candidate at a wrong class. Chosen as MOST_PER_NEURON was."""
+keep a candidate at a wrong class. Chosen on 500 photographs by SGD with a known start (not a row of the benchmark) and
+on the zoo's photographs."""
 MOMENTUM = 0.9
 """Of Muon, and of the papers' SGD."""
 FINAL_RATE = 0.02
@@ -31,19 +29,18 @@ FINAL_RATE = 0.02
 
 
 def balanced_labels(
-    target: Target, per_class: int | None, images: int, neurons: int | None = None, *, exact: bool = True
+    target: Target, per_class: int | None, images: int, neurons: int | None = None, most: float = 1.5
 ) -> Int[Tensor, " m"]:
     """The candidates' labels, as many of each class: `per_class`, or twice the images assumed, at least 200 in all.
 
     Within r directions m candidates have m r unknowns and the first layer gives `neurons` x r equations. So there are
     no more candidates than three quarters of the neurons, that the condition stays over-determined; or half as many
-    again as images where that is more, that each has a chance. Where equations are not `exact`, there are no more than
-    half the neurons, or than images.
+    again as images where that is more, that each has a chance. That is `most` for each image, and half of it for each
+    neuron (`Regime.most_candidates`).
     """
     count = max(CANDIDATES_PER_IMAGE * images, FEWEST_CANDIDATES)
     if neurons is not None:
-        per_image, per_neuron = (MOST_PER_IMAGE, MOST_PER_NEURON) if exact else (1, 0.5)
-        count = min(count, max(int(per_image * images), int(per_neuron * neurons)))
+        count = min(count, max(int(most * images), int(most / 2 * neurons)))
     per_class = per_class or -(-count // target.labels)
     _check_memory(target, per_class * target.labels)
     return torch.arange(target.labels, device=target.centre.device).repeat_interleave(per_class)

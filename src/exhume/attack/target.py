@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from exhume.architecture import MLP, Architecture, SplitNetwork, as_mlp, mlp_of, recognise
 from exhume.attack.folding import folded
@@ -29,7 +30,8 @@ class Target:
     centre: the mean training image as far as it is known, around which is searched;
     delta: what training did to that start; None: the start is unknown;
     span: that of the images, if the optimiser's momentum tells it (`within_momentum`); None: it is read from what is to
-    be explained.
+    be explained;
+    normalised: whether it was trained with BatchNorm, folded into its dense layers or not.
     """
 
     network: nn.Module
@@ -38,6 +40,7 @@ class Target:
     outputs: int
     delta: WeightDelta | None = None
     span: Span | None = None
+    normalised: bool = False
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -134,7 +137,8 @@ def make_target(
         InputError: task or centre of a module is missing or does not fit, or the initial weights do not fit.
     """
     target = _of_checkpoint(attacked) if isinstance(attacked, Checkpoint) else _of_module(attacked, task, centre)
-    shown = replace(target, network=folded(target.network, target.shape))
+    normalised = any(isinstance(module, _BatchNorm) for module in target.network.modules())
+    shown = replace(target, network=folded(target.network, target.shape), normalised=normalised)
     if initial is None:
         return shown
     if isinstance(initial, Checkpoint) and isinstance(attacked, Checkpoint):

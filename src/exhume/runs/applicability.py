@@ -29,6 +29,15 @@ GENERAL = (
     "Nothing has ever come out of it."
 )
 """What is said of networks that `pixel_space` searches."""
+MIXED = (
+    "There were about as many training images as the first layer has neurons or pixels, or more, so that it mixes them."
+)
+"""What is said where gradient descent left many directions."""
+STEPWISE = (
+    "What training added has many directions: it took steps element by element (Adam), or convolutions moved, "
+    "or it began with other weights."
+)
+"""What is said of other changes that are no exact sum."""
 
 
 def _against(record: CandidatesRecord) -> str:
@@ -38,10 +47,7 @@ def _against(record: CandidatesRecord) -> str:
     if record.status == "diverged":
         return "The search diverged."
     if found.known_init is not None and not found.known_init.exact:
-        return (
-            "What training added has many directions: it took steps element by element (Adam), or convolutions moved, "
-            "or it began with other weights."
-        )
+        return MIXED if found.regime == "known start, many images" else STEPWISE
     if 0 < found.rank < FEWEST_DIRECTIONS:
         return f"Only {found.rank} directions of the first layer stand out, too few to tell images apart."
     if found.discarded is not None and found.discarded > within.discarded:

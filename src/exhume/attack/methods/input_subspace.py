@@ -93,8 +93,8 @@ class InputSubspaceSearch:
             self.labels = self.multipliers.labels
             self.variables = self._encode(guess.images.to(target.centre)).requires_grad_()
         else:
-            exact = self.regime.counts_images
-            self.labels = balanced_labels(target, settings.per_class, self.assumptions.images, len(first), exact=exact)
+            most = self.regime.most_candidates
+            self.labels = balanced_labels(target, settings.per_class, self.assumptions.images, len(first), most)
             self.variables = self._start(settings.init_scale, generator)
             values = uniform_start(settings.objective, self.labels, target.centre, generator)
             self.multipliers = Multipliers(
