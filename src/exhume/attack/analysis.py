@@ -37,7 +37,8 @@ class Regime:
     shares_decay: how strongly multipliers are kept shared evenly among the other classes (`optimisation.SHARES_DECAY`);
     rescaled: whether the first layer's columns are first made as large as pixels vary; counts_images: whether the rank
     of the first layer is the number of images, or their least; energy: the share of the first layer's energy that the
-    directions of a search hold; None: as many directions as images are assumed; most_candidates: at most so many for
+    directions of a search hold, unless they look like photographs; None: as many directions as images are assumed;
+    most_candidates: at most so many for
     each image, or half as many for each neuron.
     """
 
@@ -102,7 +103,7 @@ REGIMES: dict[str, Regime] = {
         rescaled=True,
         counts_images=True,
         energy=0.998,
-        most_candidates=2.0,
+        most_candidates=1.0,
     ),
     "known start, inexact": Regime(
         chosen_when="the start is known, and neurons changed alike, or layers before them changed, or it is a momentum",
@@ -119,10 +120,11 @@ REGIMES: dict[str, Regime] = {
 
 0.26 was measured at the true images of b2 to b7 of the benchmark. Its half was chosen on b8-decay, and counted on b1
 and b4; the floor on b8-decay, b1 to b3 and b6; the row of inexact starts on b10 with its start known; that of many
-images on 1,000 digits in 512 neurons and, its energy and candidates, also on 1,000 in 300 and 2,000 in 1,000; how many
-candidates at most on 500 photographs by SGD (no row of the benchmark) and on the zoo's photographs; the decay of shares on the zoo's photographs of ten classes and on 500 photographs with a known start. Over a whole training the
-other classes have more even shares than at its end (docs/log.md, "Shares that run away"). Columns are rescaled for
-images only: the features behind a head have no mean image. docs/theory.md lists what was chosen where.
+images on 1,000 digits in 512 neurons and, its energy and candidates, also on 1,000 in 300, 2,000 in 1,000 and 1,000
+photographs; how many candidates there are at most on 500 photographs by SGD (no row of the benchmark) and on the zoo's
+photographs; the decay of shares on the zoo's photographs of ten classes and on 500 photographs with a known start. Over
+a whole training the other classes have more even shares than at its end (docs/log.md, "Shares that run away"). Columns
+are rescaled for images only: the features behind a head have no mean image. docs/theory.md lists what was chosen where.
 """
 
 SMOOTHNESS, OF_VALUES = 4e-6, 3 * 32 * 32
@@ -212,7 +214,7 @@ def analyse_weights(
     else:
         count, images_from = assume_images(images, rank)
         directions = min(max(rank, count), *first.shape)
-        if regime.energy is not None:
+        if regime.energy is not None and texture(_in_pixels(target, space), target.shape) != "photographs":
             directions = _holding(regime.energy, space)
         left_out = space.singular[directions : directions + 1].sum() / space.singular[0].clamp_min(1e-30)
         discarded, space = left_out.item(), space.leading(directions)
