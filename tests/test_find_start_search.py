@@ -152,6 +152,17 @@ def test_float64_networks_converted_or_drawn_as_such() -> None:
     check_found(find_start(drawn, window(seed, distributions=("uniform-float64",))), seed, 0, start)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_were_drawn_by_the_right_rule(dtype: torch.dtype) -> None:
+    """Rounded values are equal to those of a wrong rule by chance, which must not prove it."""
+    torch.manual_seed(seed := 1439774407)
+    network = mlp(784, 96, 96, 10)
+    start = values(network)
+    train(network, adam=False, lr=0.05, momentum=0.9, epochs=40)
+    rounded = {name: value.to(dtype) for name, value in network.state_dict().items()}
+    check_found(find_start(rounded, window(seed)), seed, 0, start)
+
+
 def test_weights_drawn_normally_by_hand() -> None:
     seed = random_seed()
     torch.manual_seed(seed)
