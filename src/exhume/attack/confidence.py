@@ -138,7 +138,7 @@ def uncalibrated_reason(
         ),
         (
             neurons is not None and assumptions.rank > within.crowding * neurons,
-            f"{where} it was calibrated for layers three times as wide: here {neurons} neurons show "
+            f"{where} it was calibrated for three neurons a direction and more, and here {neurons} neurons show "
             f"{assumptions.rank} directions",
         ),
         (
