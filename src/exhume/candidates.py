@@ -41,6 +41,10 @@ class KnownInit:
     of: Literal["change", "momentum"] = "change"
 
 
+MANY_IMAGES = "known start, many images"
+"""The row of REGIMES for which more is said and other confidence given than for other known starts."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
     """What the attacker took for granted, or read from the weights, before searching.
@@ -63,6 +67,11 @@ class Assumptions:
     smoothness: float
     binary_prior: float
     known_init: KnownInit | None = None
+
+    @property
+    def many_images(self) -> bool:
+        """Whether gradient descent saw about as many images as the first layer has directions, or more."""
+        return self.regime == MANY_IMAGES
 
 
 @dataclass(frozen=True, kw_only=True)

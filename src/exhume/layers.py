@@ -256,6 +256,10 @@ def _conv2d(settings: Settings, parameters: Mapping[str, Tensor]) -> nn.Module:
     return nn.Conv2d(inputs, outputs, (height, width), bias="bias" in parameters, **_tuples(settings))
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+"""Layers that mix the images of a batch in training."""
+
+
 def _batch_norm(settings: Settings, parameters: Mapping[str, Tensor]) -> nn.Module:
     of = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[settings["dims"]]
     return of(len(parameters["running_mean"]), eps=settings["eps"], affine="weight" in parameters)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from exhume.architecture import MLP
+from exhume.attack.optimisation import MOST_CANDIDATES
 from exhume.attack.priors import is_black_or_white
 from exhume.attack.spectrum import (
     Subspace,
@@ -23,7 +24,7 @@ from exhume.attack.spectrum import (
     texture,
 )
 from exhume.attack.target import Target
-from exhume.candidates import Assumptions, KnownInit
+from exhume.candidates import MANY_IMAGES, Assumptions, KnownInit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,7 @@ class Regime:
     rescaled: whether the first layer's columns are first made as large as pixels vary; counts_images: whether the rank
     of the first layer is the number of images, or their least; energy: the share of the first layer's energy that the
     directions of a search hold, unless they look like photographs; None: as many directions as images are assumed;
-    most_candidates: at most so many for
-    each image, or half as many for each neuron.
+    most_candidates: at most so many for each image, or half as many for each neuron (`optimisation.balanced_labels`).
     """
 
     chosen_when: str
@@ -50,7 +50,7 @@ class Regime:
     rescaled: bool
     counts_images: bool
     energy: float | None = None
-    most_candidates: float
+    most_candidates: float = MOST_CANDIDATES
 
 
 REGIMES: dict[str, Regime] = {
@@ -62,7 +62,6 @@ REGIMES: dict[str, Regime] = {
         shares_decay=0.5,
         rescaled=False,
         counts_images=True,
-        most_candidates=1.5,
     ),
     "small initialisation": Regime(
         chosen_when="the first layer shows no noise of an initialisation",
@@ -72,7 +71,6 @@ REGIMES: dict[str, Regime] = {
         shares_decay=0.5,
         rescaled=False,
         counts_images=True,
-        most_candidates=1.5,
     ),
     "default initialisation": Regime(
         chosen_when="the first layer shows the noise of an initialisation",
@@ -82,7 +80,6 @@ REGIMES: dict[str, Regime] = {
         shares_decay=0.5,
         rescaled=True,
         counts_images=True,
-        most_candidates=1.5,
     ),
     "known start": Regime(
         chosen_when="the start is known, and the first layer's change has few directions",
@@ -92,9 +89,8 @@ REGIMES: dict[str, Regime] = {
         shares_decay=1.0,
         rescaled=False,
         counts_images=True,
-        most_candidates=1.5,
     ),
-    "known start, many images": Regime(
+    MANY_IMAGES: Regime(
         chosen_when="the start is known, and the first layer's neurons changed unequally, in many directions",
         every_layer=False,
         contribution_error=0.5,
@@ -121,7 +117,6 @@ REGIMES: dict[str, Regime] = {
 0.26 was measured at the true images of b2 to b7 of the benchmark. Its half was chosen on b8-decay, and counted on b1
 and b4; the floor on b8-decay, b1 to b3 and b6; the row of inexact starts on b10 with its start known; that of many
 images on 1,000 digits in 512 neurons and, its energy and candidates, also on 1,000 in 300, 2,000 in 1,000 and 1,000
-photographs; how many candidates there are at most on 500 photographs by SGD (no row of the benchmark) and on the zoo's
 photographs; the decay of shares on the zoo's photographs of ten classes and on 500 photographs with a known start. Over
 a whole training the other classes have more even shares than at its end (docs/log.md, "Shares that run away"). Columns
 are rescaled for images only: the features behind a head have no mean image. docs/theory.md lists what was chosen where.
@@ -265,7 +260,8 @@ def choose_regime(known: KnownInit | None, noise: float | None, *, stationary: b
         many: whether gradient descent changed the first layer (`changed_unequally`), and in many directions.
     """
     if known is not None:
-        return "known start" if known.exact else f"known start, {'many images' if many else 'inexact'}"
+        otherwise = MANY_IMAGES if many else "known start, inexact"
+        return "known start" if known.exact else otherwise
     if noise is not None:
         return "default initialisation"
     return "decayed" if stationary else "small initialisation"

@@ -161,7 +161,7 @@ def limits(assumptions: Assumptions) -> Limits:
         return LIMITS["exact"]
     if assumptions.images_from == "momentum":
         return LIMITS["within momentum"]
-    return LIMITS["many images" if assumptions.regime == "known start, many images" else "inexact"]
+    return LIMITS["many images" if assumptions.many_images else "inexact"]
 
 
 def _where(assumptions: Assumptions) -> str:
@@ -170,7 +170,7 @@ def _where(assumptions: Assumptions) -> str:
         return "where the start is unknown"
     if known.exact:
         return "after gradient descent"
-    if assumptions.regime == "known start, many images":
+    if assumptions.many_images:
         return "after gradient descent on many images"
     return (
         "after steps element by element (Adam, for example), where layers before the dense ones were trained, or if "

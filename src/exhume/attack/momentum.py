@@ -19,8 +19,8 @@ from exhume.attack.spectrum import Span, first_layer, first_layer_spectrum, most
 from exhume.attack.target import Target, make_target
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
+from exhume.layers import BATCH_NORMS
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 FLOAT32_ROUNDING = 1e-7
 """Singular value of a momentum, relative to the largest, below which there is its rounding (100 digits: the 100th 5e-5,
 the next 2e-8)."""
@@ -37,7 +37,7 @@ def momentum_target(checkpoint: Checkpoint) -> Target:
             whose batches mix the images' gradients.
     """
     module = checkpoint.build()
-    if any(isinstance(layer, NORMS) for layer in module.modules()):
+    if any(isinstance(layer, BATCH_NORMS) for layer in module.modules()):
         raise InputError("The momentum is not attacked: BatchNorm mixes the gradients of a batch.")
     parameters = dict(module.layers.named_parameters())
     for name, value in checkpoint.momentum.items():

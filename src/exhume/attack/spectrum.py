@@ -43,7 +43,8 @@ FEW_DIRECTIONS = 0.95
 
 FEW_ABOVE_BULK = 0.6
 """Share of the rows or columns in use up to which directions above a bulk of rounding are few: 0.11 to 0.53 where there
-were fewer images than neurons, 0.73 and more where there were more (SGD, weights in bfloat16 or float32)."""
+were at most half as many images as neurons, 0.72 and more where there were more than neurons (SGD, in bfloat16 or
+float32). Nearly as many images as neurons lie between, and count as many."""
 HALF_STEP = 2.0**-8
 """Largest error of rounding to bfloat16, relative, twice: the strongest directions of it are below the bulk's edge of
 so large an error."""

@@ -9,7 +9,6 @@ from typing import get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from exhume.architecture import MLP, Architecture, SplitNetwork, as_mlp, mlp_of, recognise
 from exhume.attack.folding import folded
@@ -18,7 +17,7 @@ from exhume.attack.spectrum import Span
 from exhume.checkpoint import Checkpoint, check_alike
 from exhume.errors import InputError
 from exhume.foreign.modules import read_module, unwrapped
-from exhume.layers import LayeredNetwork, centring_of
+from exhume.layers import BATCH_NORMS, LayeredNetwork, centring_of
 from exhume.networks import CentredNetwork, Shape, Task
 
 
@@ -137,7 +136,7 @@ def make_target(
         InputError: task or centre of a module is missing or does not fit, or the initial weights do not fit.
     """
     target = _of_checkpoint(attacked) if isinstance(attacked, Checkpoint) else _of_module(attacked, task, centre)
-    normalised = any(isinstance(module, _BatchNorm) for module in target.network.modules())
+    normalised = any(isinstance(module, BATCH_NORMS) for module in target.network.modules())
     shown = replace(target, network=folded(target.network, target.shape), normalised=normalised)
     if initial is None:
         return shown

@@ -37,8 +37,8 @@ MOST_NAMED = 10
 """Images that a sentence lists."""
 GIVING = ("decayed", "small initialisation", "known start")
 """Rows of REGIMES from which most images of a small set came out. Nothing came out of the default initialisation while
-the start was not known; of inexact starts (Adam) sometimes a part, and of more images than neurons a tenth, so nothing
-found there says little."""
+the start was not known; of inexact starts (Adam) sometimes a part, and of more images than neurons about a tenth. So
+nothing found there says little."""
 
 
 @dataclass(frozen=True, kw_only=True)

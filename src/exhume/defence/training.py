@@ -18,6 +18,7 @@ from exhume.defence.losses import LOSSES, resolve_loss, targets
 from exhume.defence.privacy import PrivateSteps
 from exhume.devices import check_memory
 from exhume.errors import InputError, check_seed
+from exhume.layers import BATCH_NORMS
 from exhume.networks import NetworkConfig, build, weight_count
 from exhume.problems import Problem
 from exhume.progress import Progress, ProgressCallback, no_op
@@ -277,7 +278,7 @@ class _Session:
         self.module = module.to(device, dtype)
         self.images, self.labels = problem.images.to(device, dtype), problem.labels.to(device)
         self.held_out, self.held_out_labels = problem.held_out.to(device, dtype), problem.held_out_labels.to(device)
-        self.measures_batches = any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in module.modules())
+        self.measures_batches = any(isinstance(layer, BATCH_NORMS) for layer in module.modules())
         if self.measures_batches and min(config.batch_size or len(self.images), len(self.images)) < 2:
             raise InputError("A network with BatchNorm is trained in batches of at least two images.")
         self.optimiser = _optimiser(list(self.module.parameters()), config)

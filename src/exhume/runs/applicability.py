@@ -47,7 +47,7 @@ def _against(record: CandidatesRecord) -> str:
     if record.status == "diverged":
         return "The search diverged."
     if found.known_init is not None and not found.known_init.exact:
-        return MIXED if found.regime == "known start, many images" else STEPWISE
+        return MIXED if found.many_images else STEPWISE
     if 0 < found.rank < FEWEST_DIRECTIONS:
         return f"Only {found.rank} directions of the first layer stand out, too few to tell images apart."
     if found.discarded is not None and found.discarded > within.discarded:

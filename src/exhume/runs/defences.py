@@ -15,6 +15,7 @@ from exhume.checkpoint import Checkpoint
 from exhume.defence.privacy import epsilon
 from exhume.defence.training import TrainingConfig, train
 from exhume.errors import InputError
+from exhume.layers import BATCH_NORMS
 from exhume.problems import Problem
 from exhume.problems.owned import OwnedImages
 from exhume.progress import ProgressCallback, no_op
@@ -184,7 +185,7 @@ def fresh(network: Checkpoint, seed: int, factor: float = 1.0) -> Checkpoint:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
         for layer in layers.modules():
-            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            if isinstance(layer, BATCH_NORMS):
                 layer.num_batches_tracked = torch.tensor(0)  # what its reset counts from
             reset = getattr(layer, "reset_parameters", None)
             if callable(reset):

@@ -11,7 +11,8 @@ from torch.nn.parameter import UninitializedParameter
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HALF = (torch.float16, torch.bfloat16)
+FLOATS = (*HALF, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from exhume.attack.find_start.draws import INITIALISATIONS, Distribution, Initialisation, draw, fans
 from exhume.attack.find_start.evidence import compare, z_score
-from exhume.attack.find_start.layers import TrainedLayer, TrainedNetwork
+from exhume.attack.find_start.layers import HALF, TrainedLayer, TrainedNetwork
 from exhume.attack.find_start.stream import Stream
 
 Place = tuple[int, Distribution]
@@ -16,8 +15,6 @@ Place = tuple[int, Distribution]
 DEFAULT = INITIALISATIONS["pytorch-default"]
 UNMOVED = 1e-3
 """Share of values equal to the last bit that proves a rule."""
-HALF = (torch.float16, torch.bfloat16)
-"""Precisions in which values are equal by chance too, so that they prove nothing."""
 FARTHEST = 1.2
 """A rule is none for a layer if its scale and the fitted one differ by more than this in their logarithms."""
 CONSTANT = 0.1
@@ -72,7 +69,7 @@ def _possible(layer: TrainedLayer, fitted: Mapping[str, float], places: Mapping[
 
 def _is_exact(layer: TrainedLayer, rule: Initialisation, stream: Stream, place: Place) -> bool:
     if layer.weight.dtype in HALF:
-        return False
+        return False  # rounded values are equal by chance too
     start, row = place
     values = draw(row, rule.scale(*fans(layer.weight)), layer.weight.shape, stream.generator(start))
     return compare(layer.weight, values)[1] > UNMOVED

@@ -49,8 +49,8 @@ class Exhume(Method):
     """Number of training images assumed; None: read from the spectrum of the first dense layer."""
     per_class: int | None = None
     """Candidates of each class in a search; None: twice the images assumed, at least 200 in all, at most three quarters
-    of the neurons, or half as many again as images (a half, and as many, of an inexact start or of
-    more images than neurons)."""
+    of the neurons, or half as many again as images (a half, and as many, of an inexact start or of more images than
+    neurons)."""
     objective: str | None = None
     """A row of OBJECTIVES; None: the task's own."""
     lr_images: float = 0.02
