@@ -44,7 +44,10 @@ CONFIDENT = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Ordinary:
-    """One training: images, layers behind the centring, optimiser, epochs, batches, random shifts in pixels."""
+    """One training: images, layers behind the centring, optimiser, epochs, batches, random shifts in pixels.
+
+    rounded: the precision in which the trained weights are kept; None: float32, as they are.
+    """
 
     problem: str
     per_class: int
@@ -53,6 +56,7 @@ class Ordinary:
     epochs: int
     batch: int = 32
     shifts: int = 0
+    rounded: torch.dtype | None = None
 
 
 def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -138,6 +142,7 @@ ROWS = {
         problem=PHOTOGRAPHS, per_class=10, layers=strided, optimiser=sgd(0.01), epochs=30
     ),
 }
+ROWS |= {f"{name}-half": replace(ROWS[name], rounded=torch.bfloat16) for name in ("digits-sgd", "photographs-500-sgd")}
 
 
 def main(names: Positional[tuple[str, ...]] = (), /, repeats: int = 1, device: str = "auto") -> None:
@@ -197,6 +202,8 @@ def trained(row: Ordinary, problem: Problem) -> tuple[nn.Module, CentredNetwork,
             optimiser.zero_grad()
             functional.cross_entropy(network(batch), labels[rows]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+    if row.rounded:
+        network.layers.to(row.rounded).float()
     return start, network.eval(), optimiser
 
 
