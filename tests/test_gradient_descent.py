@@ -43,14 +43,16 @@ def test_descent_written_out_takes_the_steps_of_autograd(bias: str, count: int) 
     twin = build(network, data.images.mean(0), 3, torch.Generator().manual_seed(2))
     start = [p.detach().clone() for p in module.parameters()]
 
-    def slope(scores: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_of(scores: Tensor) -> Tensor:
+        return functional.cross_entropy(scores, data.labels)
+
+    def slope(scores: Tensor) -> Tensor:
         with torch.enable_grad():
-            scores = scores.requires_grad_()
-            loss = functional.cross_entropy(scores, data.labels)
-        return loss, torch.autograd.grad(loss, scores)[0]
+            scores = scores.detach().requires_grad_()
+            return torch.autograd.grad(loss_of(scores), scores)[0]
 
     inputs = module.centre(data.images).flatten(1)
-    Descent(mlp, inputs, slope, lambda loss: 0.1 / loss.item(), decay=0.01).advance(25)
+    Descent(mlp, inputs, slope, lambda scores: 0.1 / loss_of(scores).item(), decay=0.01).advance(25)
     for _ in range(25):
         loss = functional.cross_entropy(twin(data.images), data.labels)
         slopes = torch.autograd.grad(loss, list(twin.parameters()))

@@ -49,6 +49,18 @@ def test_losses_are_their_formulas(name: str, task: Task) -> None:
     assert value == pytest.approx(by_hand(name, scores.numpy(), labels.numpy()), rel=1e-12)
 
 
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name, row in LOSSES.items() for task in row.tasks])
+def test_slopes_are_the_losses_gradients(name: str, task: Task) -> None:
+    generator, outputs = torch.Generator().manual_seed(2), 4 if task == "multiclass" else 1
+    scores = 3 * torch.randn(30, outputs, generator=generator, dtype=torch.float64)
+    labels = torch.randint(max(outputs, 2), (30,), generator=generator)
+    if task == "regression":
+        labels = torch.randn(30, generator=generator, dtype=torch.float64)
+    slope = LOSSES[name].slopes(torch.zeros_like(scores), labels)(scores)
+    (by_autograd,) = torch.autograd.grad(LOSSES[name].loss(scores.requires_grad_(), labels), scores)
+    torch.testing.assert_close(slope, by_autograd, rtol=1e-12, atol=1e-15)
+
+
 def test_every_task_has_a_default_loss_that_fits() -> None:
     assert {task: resolve_loss(task, None) for task in TASKS} == {
         "binary": "bce",
@@ -72,6 +84,7 @@ def test_cross_entropy_keeps_the_digits_of_its_gradient(scale: float) -> None:
     assert loss.item() == pytest.approx(sum(map(math.log1p, others)) / 2, rel=1e-4)
     for i, (own, odds) in enumerate(zip(labels.tolist(), others, strict=True)):
         assert slopes[i, own].item() == pytest.approx(-odds / (1 + odds) / 2, rel=1e-4)
+    torch.testing.assert_close(LOSSES["ce"].slopes(scores, labels)(scores), slopes, rtol=1e-5, atol=0)
     torch.testing.assert_close(loss, functional.cross_entropy(scores, labels), rtol=1e-5, atol=1e-6)
 
 
@@ -82,5 +95,7 @@ def test_binary_cross_entropy_keeps_the_digits_of_its_gradient(label: int, margi
     loss = LOSSES["bce"].loss(scores, torch.tensor([label]))
     (slope,) = torch.autograd.grad(loss, scores)
     odds = math.exp(-margin)
+    written_out = LOSSES["bce"].slopes(scores, torch.tensor([label]))(scores.detach())
+    torch.testing.assert_close(written_out, slope, rtol=1e-5, atol=0)
     assert loss.item() == pytest.approx(math.log1p(odds), rel=1e-4)
     assert slope.item() == pytest.approx((-1 if label else 1) * odds / (1 + odds), rel=1e-4)

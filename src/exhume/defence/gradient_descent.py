@@ -14,16 +14,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from exhume.architecture import MLP
+from exhume.defence.losses import Slope
 from exhume.devices import recorded
 
-Slope = Callable[[Float[Tensor, "n k"]], tuple[Tensor, Float[Tensor, "n k"]]]
-Rate = float | int | Callable[[Tensor], float]
+Rate = float | int | Callable[[Float[Tensor, "n k"]], float]
+RECORDED_TOGETHER = 25
+"""Epochs of one recording on a GPU: with fewer the GPU waits between replays, with more the first ones take longer."""
 
 
 class Descent:
     """Gradient descent that changes an MLP's parameters, and their momenta where given, epoch after epoch.
 
-    On a GPU an epoch at a constant rate is recorded once and replayed.
+    On a GPU epochs at a constant rate are recorded once and replayed.
     """
 
     def __init__(
@@ -40,8 +42,8 @@ class Descent:
         """Looks at the inputs once; nothing is changed yet.
 
         Args:
-            slope: scores -> (loss, its gradient by the scores).
-            rate: learning rate, or loss -> learning rate of the step. A constant one costs less on a GPU.
+            slope: scores [n, k] -> the loss's gradient by them.
+            rate: learning rate, or scores -> learning rate of the step. A constant one costs less on a GPU.
             decay: weight decay, added to the gradient as decay x weight.
             momentum, momenta: as in PyTorch's SGD, one for each of `mlp.parameters`; None: from rest.
         """
@@ -58,7 +60,9 @@ class Descent:
         within = inputs.new_empty(len(mlp.weights[0]), self.basis.shape[1])
         self.weights = [[within], *self.parameters[1:]]
         self.velocities = [[torch.empty_like(within)], *self.moving[1:]]
-        self._recorded = recorded(inputs.device, partial(self._step, rate))
+        one = partial(self._step, rate)
+        self._together = recorded(inputs.device, lambda: [one() for _ in range(RECORDED_TOGETHER)])
+        self._alone = recorded(inputs.device, one)
 
     @torch.no_grad()
     def advance(self, epochs: int) -> None:
@@ -68,38 +72,62 @@ class Descent:
         self.velocities[0][0].copy_(drift @ self.basis)
         outside = first - self.weights[0][0] @ self.basis.T
         drifting = drift - self.velocities[0][0] @ self.basis.T
-        kept = torch.eye(2, dtype=torch.float64)  # weights and momenta outside, by what they were
-        for _ in range(epochs):
-            if callable(self.rate):
-                lr = self._step(self.rate)
-            else:
-                self._recorded()
-                lr = self.rate
-            step = [[1 - lr * self.decay, -lr * self.momentum], [self.decay, self.momentum]]
-            kept = torch.tensor(step, dtype=torch.float64) @ kept
-        (w, wv), (vw, v) = kept.tolist()
+        (w, wv), (vw, v) = self._take(epochs).tolist()
         _part(self.weights[0][0] @ self.basis.T + w * outside + wv * drifting, self.parameters[0])
         _part(self.velocities[0][0] @ self.basis.T + vw * outside + v * drifting, self.moving[0])
+
+    def _take(self, epochs: int) -> Tensor:
+        """Takes the steps on the coordinates; returns what they make of weights and momenta outside, [2, 2]."""
+        if not callable(self.rate):
+            for _ in range(epochs // RECORDED_TOGETHER):
+                self._together()
+            for _ in range(epochs % RECORDED_TOGETHER):
+                self._alone()
+            together: Tensor = torch.linalg.matrix_power(self._outside(self.rate), epochs)
+            return together
+        kept = torch.eye(2, dtype=torch.float64)
+        for _ in range(epochs):
+            kept = self._outside(self._step(self.rate)) @ kept
+        return kept
+
+    def _outside(self, lr: float) -> Tensor:
+        """What a step makes of weights and momenta where there is no gradient, [2, 2]."""
+        step = [[1 - lr * self.decay, -lr * self.momentum], [self.decay, self.momentum]]
+        return torch.tensor(step, dtype=torch.float64)
 
     @torch.no_grad()
     def _step(self, rate: Rate) -> float:
         """One step on the coordinates; returns its learning rate."""
-        weights, velocities, activations = self.weights, self.velocities, [self.coordinates]
-        for of_layer in weights[:-1]:
+        activations = [self.coordinates]
+        for of_layer in self.weights[:-1]:
             activations.append(functional.linear(activations[-1], *of_layer).relu_())
-        loss, delta = self.slope(functional.linear(activations[-1], *weights[-1]))
-        lr = rate(loss) if callable(rate) else rate
-        for layer in reversed(range(len(weights))):
-            below = (delta @ weights[layer][0]).mul_(activations[layer] > 0) if layer else delta
-            velocities[layer][0].addmm_(delta.T, activations[layer], beta=self.momentum)
-            for velocity in velocities[layer][1:]:  # a bias
-                velocity.mul_(self.momentum).add_(delta.sum(0))
-            for weight, velocity in zip(weights[layer], velocities[layer], strict=True):
-                if self.decay:
-                    velocity.add_(weight, alpha=self.decay)
-                weight.sub_(velocity, alpha=lr)
+        scores = functional.linear(activations[-1], *self.weights[-1])
+        delta, lr = self.slope(scores), rate(scores) if callable(rate) else rate
+        for layer in reversed(range(len(self.weights))):
+            # of what comes through a ReLU, nothing where it gave 0
+            below = delta @ self.weights[layer][0] if layer else delta
+            below = torch.ops.aten.threshold_backward(below, activations[layer], 0) if layer else below
+            self._move(layer, delta, activations[layer], lr)
             delta = below
         return lr
+
+    def _move(self, layer: int, delta: Float[Tensor, "n out"], inputs: Float[Tensor, "n in"], lr: float) -> None:
+        """Changes a layer by its gradient delta^T inputs, and its momenta where there are any."""
+        weight, *bias = self.weights[layer]
+        kept = 1 - lr * self.decay
+        if not self.momentum:
+            weight.addmm_(delta.T, inputs, beta=kept, alpha=-lr)
+            for one in bias:
+                one.mul_(kept).sub_(delta.sum(0), alpha=lr)
+            return
+        velocity, *of_bias = self.velocities[layer]
+        velocity.addmm_(delta.T, inputs, beta=self.momentum)
+        for one in of_bias:
+            one.mul_(self.momentum).add_(delta.sum(0))
+        for moved, by in zip(self.weights[layer], self.velocities[layer], strict=True):
+            if self.decay:
+                by.add_(moved, alpha=self.decay)
+            moved.sub_(by, alpha=lr)
 
 
 def _joined(parts: Sequence[Tensor]) -> Float[Tensor, "out columns"]:

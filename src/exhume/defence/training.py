@@ -268,7 +268,8 @@ class _Session:
         initial: Checkpoint | None,
     ) -> None:
         self.problem, self.network, self.config, self.initial = problem, network, config, initial
-        self.loss = LOSSES[resolve_loss(problem.task, config.loss)].loss
+        row = LOSSES[resolve_loss(problem.task, config.loss)]
+        self.loss, self.slopes = row.loss, row.slopes
         dtype = getattr(torch, config.dtype)
         self.generator = torch.Generator().manual_seed(config.seed)
         if initial is None:
@@ -312,11 +313,12 @@ class _Session:
             for state, parameter in zip(kept, parameters, strict=True):
                 state.setdefault("momentum_buffer", torch.zeros_like(parameter))
             momenta = [state["momentum_buffer"] for state in kept]
+        scores = self.images.new_empty(len(self.images), self.problem.outputs)
         return Descent(
             mlp,
             self.module.centre(self.images).flatten(1),
-            self._slope,
-            self._rate if self.config.lr_over_loss else self.config.lr,
+            self.slopes(scores, self.labels),
+            (lambda scores: self._rate(self.loss(scores, self.labels))) if self.config.lr_over_loss else self.config.lr,
             decay=self.config.weight_decay,
             momentum=self.config.momentum,
             momenta=momenta,
@@ -360,13 +362,6 @@ class _Session:
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate(loss)
         self.optimiser.step()
-
-    def _slope(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of all images, and its gradient by their scores."""
-        with torch.enable_grad():
-            scores = scores.requires_grad_()
-            loss = self.loss(scores, self.labels)
-        return loss, torch.autograd.grad(loss, scores)[0]
 
     def _rate(self, loss: Tensor) -> float:
         """The learning rate of a step from a point with this loss."""
