@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exhume.architecture import as_mlp
 from exhume.attack.spectrum import first_layer
-from exhume.attack.stationarity import OBJECTIVES, mlp_terms, scale_free
+from exhume.attack.stationarity import OBJECTIVES, ScaleFree, mlp_terms
 from exhume.checkpoint import Checkpoint
 from exhume.problems import Problem
 from exhume.runs.cells import Result
@@ -175,7 +175,7 @@ def multipliers(checkpoint: Checkpoint, problem: Problem) -> list[float]:
     assert mlp is not None, "only MLPs are studied"
     with torch.no_grad():
         inputs = network.centre(problem.images.double()).flatten(1)
-        deltas = mlp_terms(mlp, inputs, _unit(problem), scale_free(1e6), count=1)[0].delta
+        deltas = mlp_terms(mlp, inputs, _unit(problem), ScaleFree(1e6), count=1)[0].delta
     if mlp.biases[0] is not None:
         inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
     gram = (deltas @ deltas.T) * (inputs @ inputs.T)

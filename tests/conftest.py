@@ -3,6 +3,7 @@
 And what several files of tests need.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def _start_is_looked_for_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exhume.runs.start.WHERE_NOISE_SHOWS", "generator-state")
 
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports it: kernels of a GPU are interpreted
 install_import_hook("exhume", "conftest.checked")
 torch.set_num_threads(1)  # tiny networks: threads only wait for each other
 

@@ -28,7 +28,7 @@ from exhume.attack.methods.feature_space import FeatureSpaceSearch
 from exhume.attack.methods.input_subspace import InputSubspaceSearch
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
 from exhume.attack.search import Guess
-from exhume.attack.stationarity import gradients_in_chunks, network_gradients, scale_free
+from exhume.attack.stationarity import ScaleFree, gradients_in_chunks, network_gradients
 from exhume.attack.target import Target
 from exhume.owner.fit import Pairs
 from test_stationarity import NETWORKS, OwnClass, Sample, outputs_of, random_network, sample, with_mixed_gates
@@ -129,8 +129,8 @@ def test_chunks_change_nothing(kind: str) -> None:
 def test_the_sum_in_chunks_is_the_whole_sum_and_so_is_its_slope(network: str, chunk: int) -> None:
     module, s = random_network(NETWORKS[network], "relu", 3), sample("multiclass")
     d = torch.randn(7, 3, generator=generator(), dtype=torch.float64).requires_grad_()
-    whole = network_gradients(module, s.images, lambda _: d, scale_free(10.0))
-    parts = gradients_in_chunks(module, s.images, d, scale_free(10.0), chunk)
+    whole = network_gradients(module, s.images, lambda _: d, ScaleFree(10.0))
+    parts = gradients_in_chunks(module, s.images, d, ScaleFree(10.0), chunk)
     along = [torch.randn(p.shape, generator=generator(1), dtype=p.dtype) for p in whole]
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -154,7 +154,7 @@ def test_the_fit_is_that_of_nonnegative_least_squares(objective: str) -> None:
     columns = []
     for unit in torch.eye(pairs.even.numel(), dtype=torch.float64):
         d = pairs.cotangents(unit.reshape(pairs.even.shape))
-        sums = network_gradients(module, images, lambda _, d=d: d, scale_free(10.0))  # type: ignore[misc]
+        sums = network_gradients(module, images, lambda _, d=d: d, ScaleFree(10.0))  # type: ignore[misc]
         columns.append(torch.cat([(g / size).flatten() for g, size in zip(sums, sizes, strict=True)]).detach())
     right = torch.cat([(p / size).flatten() for p, size in zip(parameters, sizes, strict=True)])
     _, norm = nnls(torch.stack(columns, 1).numpy(), right.numpy())

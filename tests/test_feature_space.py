@@ -13,7 +13,7 @@ from exhume.attack.methods.input_subspace import InputSubspaceSearch
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
 from exhume.attack.priors import implausible
 from exhume.attack.residuals import relative_residual
-from exhume.attack.stationarity import network_gradients, scale_free
+from exhume.attack.stationarity import ScaleFree, network_gradients
 from exhume.attack.target import Target
 from exhume.audit.scores import score
 from exhume.defence.training import TrainingConfig
@@ -89,7 +89,7 @@ def test_the_residual_and_its_slopes_are_those_of_double_backward(monkeypatch: p
     network = network_of(CNN)
     search = search_of(network, Exhume(images=6, dtype="float64", init_scale=0.5, smoothness=0.0))
     residual, penalty = search.objective()
-    gradients = network_gradients(network, search.images, search.multipliers.cotangents, scale_free(10.0))[4:]
+    gradients = network_gradients(network, search.images, search.multipliers.cotangents, ScaleFree(10.0))[4:]
     parameters = [parameter.detach() for parameter in network.parameters()][4:]
     first = [torch.cat([part[0], part[1][:, None]], 1) @ search.subspace.basis for part in (parameters, gradients)]
     weightings = [search.weighting, *[None] * len(parameters[2:])]

@@ -26,7 +26,7 @@ from exhume.attack.methods.input_subspace import BIAS_WEIGHT
 from exhume.attack.momentum import momentum_target
 from exhume.attack.optimisation import Stepper
 from exhume.attack.priors import implausible
-from exhume.attack.stationarity import scale_free, smooth_hinges
+from exhume.attack.stationarity import ScaleFree, smooth_hinges
 from exhume.attack.target import make_target
 from exhume.audit.scores import score
 from exhume.networks import CentredNetwork
@@ -75,7 +75,7 @@ def test_images_move_to_features_and_later_features_to_images(progress: float) -
     torch.testing.assert_close(
         of_features, torch.autograd.grad(drawn + negative + ones, search.variables, retain_graph=True)[0]
     )
-    with smooth_hinges(scale_free(10.0)):
+    with smooth_hinges(ScaleFree(10.0)):
         again = search.head(search.images).flatten(1)
     match = MATCH_WEIGHT * ((again - features.detach()).pow(2).sum(1) / norms).sum()
     of_pixels = torch.autograd.grad(penalty, search.pixels)[0]

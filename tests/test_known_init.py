@@ -192,12 +192,13 @@ def test_confident_candidates_of_a_known_start_are_right(problem: Problem, activ
         train(problem, config, network=network).checkpoint
         for config in (training, replace(training, epochs=0), replace(training, epochs=0, seed=1))
     )
-    found = exhume.reconstruct(trained, Exhume(steps=300, per_class=6), initial=start)
+    method = Exhume(steps=300 if activation == "relu" else 150, per_class=6)  # with 300 by GELU all are right
+    found = exhume.reconstruct(trained, method, initial=start)
     right = match(found, problem.images).similarity.amax(0) >= 0.9
     confident = found.confidence >= 0.9
     assert confident.sum() >= 15 and right[confident].float().mean() >= 0.9
     assert right[~confident].float().mean() < right[confident].float().mean() - 0.1
-    misled = exhume.reconstruct(trained, Exhume(steps=300, per_class=6), initial=wrong)
+    misled = exhume.reconstruct(trained, method, initial=wrong)
     assert misled.confidence.isnan().all() and "Confidence is not available" in misled.message
 
 

@@ -395,13 +395,25 @@ def test_a_gpu_finds_the_same_residuals() -> None:
 
 @pytest.mark.gpu
 def test_recorded_steps_are_those_that_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=60, restarts=2)
+    """Weightings too, which are recorded after the third."""
+    victim, config = checkpoint("multiclass"), replace(SMALL["exhume"], steps=120, restarts=2)
     from exhume.devices import _InTurn  # noqa: PLC0415
 
     recorded = reconstruct(victim, config, device="cuda")
     monkeypatch.setattr("exhume.devices._Recorded", lambda works, _: _InTurn(works))
     plain = reconstruct(victim, config, device="cuda")
     torch.testing.assert_close(recorded.images, plain.images, rtol=0, atol=1e-5)
+
+
+def test_directions_that_fill_up_a_multiple_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products want multiples of 8 on a GPU; here all else is as on a CPU."""
+    config = replace(SMALL["exhume"], dtype="float64", steps=120, restarts=1, images=10, per_class=16)
+    before = reconstruct(checkpoint("multiclass"), config)
+    monkeypatch.setattr("exhume.attack.methods.input_subspace.alignment", lambda *_: 8)
+    after = reconstruct(checkpoint("multiclass"), config)
+    assert before.assumptions.rank % 8
+    assert after.history[-1].residual == pytest.approx(before.history[-1].residual, rel=1e-6)
+    torch.testing.assert_close(after.images, before.images, rtol=0, atol=1e-4)
 
 
 def test_a_bias_that_is_zero_does_not_outweigh_the_layers() -> None:

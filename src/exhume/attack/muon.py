@@ -62,9 +62,10 @@ def orthogonalised(matrix: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
     a, b, c = COEFFICIENTS
     wide = matrix.to(fast_products(matrix.dtype, matrix.device))
     tall = wide.shape[0] > wide.shape[1]
-    wide = wide.T if tall else wide
     wide = wide / wide.norm().clamp(min=TINY)
     for _ in range(ITERATIONS):
-        gram = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    return wide.T if tall else wide
+        # rows stay rows: a transposed matrix of odd height would be read twice as slowly on a GPU
+        gram = wide.T @ wide if tall else wide @ wide.T
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        wide = torch.addmm(wide, *((wide, polynomial) if tall else (polynomial, wide)), beta=a)
+    return wide

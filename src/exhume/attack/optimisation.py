@@ -1,5 +1,6 @@
 """How a search moves: its first guess, its multipliers, its optimisers and their rates."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from exhume.attack.muon import Muon
 from exhume.attack.priors import spread
+from exhume.attack.residuals import squared_norm
 from exhume.attack.search import Guess, Iterate, Search
 from exhume.attack.stationarity import Objective
 from exhume.attack.target import Target
-from exhume.devices import check_memory, recorded
+from exhume.devices import alignment, check_memory, fast_products, recorded
 
 FEWEST_CANDIDATES = 200
 """Candidates of a search at the least, so that few images have many chances. Chosen on b1 to b3 of the benchmark."""
@@ -38,14 +40,17 @@ def balanced_labels(
     Within r directions m candidates have m r unknowns and the first layer gives `neurons` x r equations. So there are
     no more candidates than three quarters of the neurons, that the condition stays over-determined; or half as many
     again as images where that is more, that each has a chance. That is `most` for each image, and half of it for each
-    neuron (`Regime.most_candidates`).
+    neuron (`Regime.most_candidates`). On a GPU a few more may make the products faster.
     """
+    device = target.centre.device
     count = max(CANDIDATES_PER_IMAGE * images, FEWEST_CANDIDATES)
     if neurons is not None:
         count = min(count, max(int(most * images), int(most / 2 * neurons)))
-    per_class = per_class or -(-count // target.labels)
+    if per_class is None:
+        multiple = math.lcm(target.labels, alignment(fast_products(target.centre.dtype, device), device))
+        per_class = -(-count // multiple) * multiple // target.labels
     _check_memory(target, per_class * target.labels)
-    return torch.arange(target.labels, device=target.centre.device).repeat_interleave(per_class)
+    return torch.arange(target.labels, device=device).repeat_interleave(per_class)
 
 
 COPIES = 4
@@ -87,7 +92,7 @@ class Multipliers:
         """sum relu(minimum - lambda)^2; 0 where multipliers may be negative."""
         if self.objective.signed:
             return self.values.new_zeros(())
-        return (self.minimum - self.values).relu().pow(2).sum()
+        return squared_norm((self.minimum - self.values).relu())
 
     @property
     def variables(self) -> list[Tensor]:

@@ -6,17 +6,46 @@ condition holds only nearly (docs/theory.md, "The weighted residual").
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from exhume.attack.stationarity import Term, product
 
 
 def absolute_residual(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
     """sum over parameters of norm(theta_p - G_p)^2: the papers' stationarity loss (2022, eq. 5)."""
-    return torch.stack([(p - g).pow(2).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()
+    return torch.stack([squared_norm(g - p) for p, g in zip(parameters, gradients, strict=True)]).sum()
+
+
+class _SquaredNorm(torch.autograd.Function):
+    """The slope is written out: PyTorch takes three passes over a matrix for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _inner(x, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, along: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope: Tensor = (2 * along).to(x.dtype) * x
+        return slope
+
+
+def squared_norm(x: Tensor) -> Tensor:
+    """norm(x)^2, of half precision in float32; to be differentiated once."""
+    result: Tensor = _SquaredNorm.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _inner(one: Tensor, other: Tensor) -> Tensor:
+    """The sum of elementwise products, of half precision in float32."""
+    return (one * other).sum(dtype=torch.promote_types(one.dtype, torch.float32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,40 +64,80 @@ class Weighting:
 
     def of(self, error: Tensor) -> Tensor:
         weighed = product(error, self.columns)
-        return weighed.pow(2).sum() - (self.discounted @ weighed).pow(2).sum()
+        return squared_norm(weighed) - squared_norm(self.discounted @ weighed)
+
+
+class Sizes(NamedTuple):
+    """How large parameters are, [parameters] each: squared norms to divide by, and what a weighted error counts."""
+
+    squared_norms: Tensor
+    counted: Tensor
+
+
+@torch.no_grad()
+def sizes_of(parameters: Sequence[Tensor]) -> Sizes:
+    """Those of parameters that are to be explained."""
+    norms = torch.stack([p.pow(2).sum() for p in parameters])
+    least = LEAST_NORM * norms.mean()
+    return Sizes(norms.clamp_min(least), (norms / least).clamp_max(1))
 
 
 def relative_residual(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], weights: Sequence[Weighting | None] | None = None
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    weights: Sequence[Weighting | None] | None = None,
+    *,
+    sizes: Sizes | None = None,
 ) -> Tensor:
     """sum over parameters of norm(theta_p - G_p)^2 / norm(theta_p)^2, so that every parameter counts alike.
 
-    weights: for each parameter, how its error counts instead; None: as it is.
+    weights: for each parameter, how its error counts instead; None: as it is; sizes: `sizes_of(parameters)`, where that
+    is known.
     """
-    norms = torch.stack([p.pow(2).sum() for p in parameters])
-    least = LEAST_NORM * norms.mean()
-    of_each = zip(parameters, gradients, weights or [None] * len(parameters), norms, strict=True)
-    return torch.stack([_relative_error(p - g, w, norm, least) for p, g, w, norm in of_each]).sum()
+    squared_norms, counted = sizes or sizes_of(parameters)
+    errors = []
+    for which, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        error, weighting = gradient - parameter, weights[which] if weights else None
+        if weighting is None:
+            errors.append(squared_norm(error) / squared_norms[which])
+        else:
+            errors.append(weighting.of(error) * (counted[which] / weighting.null_residual))
+    return errors[0] if len(errors) == 1 else torch.stack(errors).sum()
 
 
-def _relative_error(error: Tensor, weighting: Weighting | None, norm: Tensor, least: Tensor) -> Tensor:
-    if weighting is None:
-        return error.pow(2).sum() / norm.clamp_min(least)
-    return weighting.of(error) / weighting.null_residual * (norm / least).clamp_max(1)
-
-
-def change_by_sum(weight: Float[Tensor, "out in"], bias: Tensor | None, term: Term) -> Tensor:
+def change_by_sum(weight: Float[Tensor, "out in"], term: Term) -> Tensor:
     """norm(W - G)^2 - norm(W)^2: by how much a layer's sum G changes what of it is unexplained.
 
-    With the layer's own outputs and two Gram matrices of the samples, G itself is not needed; for more samples than the
-    layer has rows and columns it is the smaller, so that memory grows no faster than their number. Multiplied in the
-    precision of `weight`.
+    With the layer's own products and two Gram matrices of the samples, G itself is not needed; it is formed where that
+    is less work, so that this and the memory grow no faster than the number of samples. Multiplied in the precision of
+    `weight`.
     """
-    along = (term.delta * (term.outputs if bias is None else term.outputs - bias)).sum()
-    if len(term.delta) > max(weight.shape):
-        return product(term.delta.T, term.inputs.to(weight.dtype)).pow(2).sum() - 2 * along
-    deltas, inputs = (product(x, x.T.to(weight.dtype)) for x in (term.delta, term.inputs))
-    return (deltas * inputs).sum() - 2 * along
+    along, (outputs, inputs) = _inner(term.delta, term.products), weight.shape
+    # four products with Gram matrices, forth and back, or three with G
+    if 4 * len(term.delta) * (outputs + inputs) > 6 * outputs * inputs:
+        return squared_norm(product(term.delta.T, term.inputs.to(weight.dtype))) - 2 * along
+    squares: Tensor = _InnerOfGrams.apply(term.delta, term.inputs, weight.dtype)  # type: ignore[no-untyped-call]
+    return squares - 2 * along
+
+
+class _InnerOfGrams(torch.autograd.Function):
+    """<delta delta^T, a a^T> = norm(delta^T a)^2. PyTorch would take twice the products back: it sees no symmetry."""
+
+    @staticmethod
+    def forward(ctx: Any, deltas: Tensor, inputs: Tensor, precision: torch.dtype) -> Tensor:
+        grams = [product(x, x.T.to(precision)) for x in (deltas, inputs)]
+        ctx.precision = precision
+        ctx.save_for_backward(deltas, inputs, *grams)
+        return _inner(*grams)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, along: Tensor) -> tuple[Tensor, Tensor, None]:
+        deltas, inputs, of_deltas, of_inputs = ctx.saved_tensors
+        by_deltas = product(of_inputs, deltas.to(ctx.precision))
+        by_inputs = product(of_deltas, inputs.to(ctx.precision))
+        twice = 2 * along
+        return twice.to(deltas.dtype) * by_deltas, twice.to(inputs.dtype) * by_inputs, None
 
 
 NEGLIGIBLE_VARIANCE = 0.05
@@ -87,7 +156,7 @@ def gls_weighting(
     *,
     error: float,
     floor: float,
-    correlated: float,
+    correlated: float | Float[Tensor, ""],
     precision: torch.dtype,
     fixed_size: bool = False,
 ) -> Weighting:
@@ -112,15 +181,16 @@ def gls_weighting(
     """
     of = error**2 * deltas.double().pow(2).mean(1)
     covariance = (inputs.double().T * of) @ inputs.double()
-    covariance.diagonal().add_(floor**2 * first.double().pow(2).mean())
+    rank = first.any(0).sum().clamp_min(1)  # columns of zeros, which fill up a multiple, do not count
+    covariance.diagonal().add_(floor**2 * first.double().pow(2).mean() * (first.shape[1] / rank))
+    q = correlated**2 / rank
     if fixed_size:
-        return _by_cholesky(first.double(), covariance, correlated**2 / first.shape[1], precision)
+        return _by_cholesky(first.double(), covariance, q, precision)
     values, vectors = torch.linalg.eigh(covariance)
     columns = vectors * values.clamp_min(SMALLEST_EIGENVALUE * values[-1]).rsqrt()
     weighed = first.double() @ columns
     energy, directions = torch.linalg.eigh(weighed.T @ weighed)
     # with B = U S V^T, H^T H is U (1 - 1 / (1 + q S^2)) U^T, and U^T is S^-1 V^T B^T
-    q = correlated**2 / len(energy)
     energy = energy.clamp_min(0)
     told = q * energy > NEGLIGIBLE_VARIANCE
     discounted = (q / (1 + q * energy[told])).sqrt()[:, None] * (weighed @ directions[:, told]).T
@@ -132,7 +202,7 @@ def gls_weighting(
     )
 
 
-def _by_cholesky(first: Tensor, covariance: Tensor, q: float, precision: torch.dtype) -> Weighting:
+def _by_cholesky(first: Tensor, covariance: Tensor, q: float | Tensor, precision: torch.dtype) -> Weighting:
     """The same without eigenvalues: any F with F F^T = C^-1 will do, and H = sqrt(q) L^-1 B^T, L L^T = 1 + q B^T B."""
     one = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     factor = torch.linalg.cholesky_ex(covariance).L
@@ -151,10 +221,14 @@ def _by_cholesky(first: Tensor, covariance: Tensor, q: float, precision: torch.d
     )
 
 
-def in_place(old: Weighting | None, new: Weighting) -> Weighting:
-    """The new weighting, in the memory of the old one where its shapes are the same, as recorded work needs it."""
+def in_place(old: Weighting | None, new: Weighting, *, where: Tensor) -> Weighting:
+    """The new weighting, in the memory of the old one where its shapes are the same, as recorded work needs it.
+
+    where: whether it is new; else the old one stays.
+    """
     if old is None or old.discounted.shape != new.discounted.shape:
         return new
     for item in fields(Weighting):
-        getattr(old, item.name).copy_(getattr(new, item.name))
+        before = getattr(old, item.name)
+        torch.where(where, getattr(new, item.name), before, out=before)
     return old

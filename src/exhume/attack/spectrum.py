@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from exhume.architecture import MLP
 from exhume.networks import Shape
@@ -94,6 +95,14 @@ class Subspace:
         """What of all these directions lies in the span of orthonormal columns, strongest first."""
         inner = decompose(self.first @ (self.basis.T @ span))
         return replace(inner, basis=span @ inner.basis, singular=inner.singular.to(span), biased=self.biased)
+
+    def padded(self, multiple: int) -> "Subspace":
+        """With directions of zeros, up to a multiple: a coordinate in them that is 0 stays so."""
+        short = -self.basis.shape[1] % multiple
+        if short == 0:
+            return self
+        basis, first, singular = (pad(part, (0, short)) for part in (self.basis, self.first, self.singular))
+        return Subspace(basis=basis, first=first, singular=singular, biased=self.biased)
 
     def leading(self, rank: int) -> "Subspace":
         """The `rank` strongest directions."""

@@ -10,6 +10,7 @@ which is Haim et al. 2022, eq. 3 (binary: d_i = lambda_i y_i), Buzaglo et al. 20
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from exhume.architecture import MLP
+from exhume.devices import fuses
 from exhume.errors import InputError
 from exhume.networks import Task
 
@@ -104,17 +106,18 @@ def fixed(sharpness: float) -> Sharpness:
     return lambda _: sharpness
 
 
-def scale_free(sharpness: float) -> Sharpness:
+@dataclass(frozen=True)
+class ScaleFree:
     """The gate in units of each image's own pre-activations: sigmoid(sharpness z / rms(z)).
 
     No gradient flows through the root mean square, so that a candidate's scale stays free.
     """
 
-    def of(z: Tensor) -> Tensor:
-        squares = z.detach().pow(2).flatten(1).mean(1)
-        return sharpness / squares.sqrt().clamp_min(1e-12).reshape(-1, *[1] * (z.ndim - 1))
+    sharpness: float
 
-    return of
+    def __call__(self, z: Tensor) -> Tensor:
+        squares = z.detach().pow(2).flatten(1).mean(1)
+        return self.sharpness / squares.sqrt().clamp_min(1e-12).reshape(-1, *[1] * (z.ndim - 1))
 
 
 def _hinge_gate(z: Tensor, sharpness: Tensor | float, below: float) -> Tensor:
@@ -219,11 +222,11 @@ def _chunk_gradients(network: nn.Module, images: Tensor, cotangents: Tensor, sha
 
 @dataclass(frozen=True)
 class Term:
-    """What each of m samples adds to a layer's sum G = delta^T inputs, and the layer's outputs W inputs + b."""
+    """What each of m samples adds to a layer's sum G = delta^T inputs, and the layer's products W inputs."""
 
     delta: Float[Tensor, "m out"]
     inputs: Float[Tensor, "m in"]
-    outputs: Float[Tensor, "m out"]
+    products: Float[Tensor, "m out"]
 
 
 class _Hinge(torch.autograd.Function):
@@ -283,9 +286,10 @@ def _sigmoid(z: Tensor, _: Tensor | float) -> tuple[Tensor, Tensor]:
     return value, value * (1 - value)
 
 
+HINGES = {"relu": 0.0, "leaky-relu": 0.01}
+"""Slope on the left of each row of `networks.ACTIVATIONS` that is a hinge."""
 SLOPES: dict[str, Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor]]] = {
-    "relu": _hinge(0.0),
-    "leaky-relu": _hinge(0.01),
+    **{name: _hinge(below) for name, below in HINGES.items()},
     "gelu": _gelu,
     "silu": _silu,
     "mish": _mish,
@@ -314,22 +318,47 @@ def mlp_terms(
     Args:
         count: only the first `count` layers' are wanted; None: all.
     """
-    activations, slopes, outputs = [inputs], [], []
+    through, kept = _through(mlp, sharpness)
+    activations, slopes, products = [inputs.to(kept or inputs.dtype)], [], []
     for weight, bias in zip(mlp.weights, mlp.biases, strict=True):
-        z = product(activations[-1], weight.T)
-        outputs.append(z if bias is None else z + bias)
+        products.append(product(activations[-1], weight.T))
         if len(activations) < len(mlp.weights):
-            value, slope = SLOPES[mlp.activation](outputs[-1], sharpness(outputs[-1]))
+            value, slope = through(products[-1], bias)
             activations.append(value)
             slopes.append(slope)
-    delta = cotangents(outputs[-1])
+    scores = products[-1].to(inputs.dtype)
+    delta = cotangents(scores if mlp.biases[-1] is None else scores + mlp.biases[-1]).to(activations[0].dtype)
     terms: list[Term] = []
     for layer in reversed(range(len(mlp.weights))):
         if count is None or layer < count:
-            terms.insert(0, Term(delta, activations[layer], outputs[layer]))
+            terms.insert(0, Term(delta, activations[layer], products[layer]))
         if layer:
             delta = product(delta, mlp.weights[layer]) * slopes[layer - 1]
     return terms
+
+
+Through = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+
+
+def _through(mlp: MLP, sharpness: Sharpness) -> tuple[Through, torch.dtype | None]:
+    """What leads through an activation, (products, bias) to value and slope, and the precision that all is kept in.
+
+    On a GPU that multiplies in half precision it is one kernel for a hinge, and all is kept in that; None: in that of
+    the inputs.
+    """
+    first = mlp.weights[0]
+    if isinstance(sharpness, ScaleFree) and mlp.activation in HINGES and fuses(first.dtype, first.device):
+        from exhume.attack import fused  # noqa: PLC0415
+
+        if max(len(weight) for weight in mlp.weights) <= fused.MOST_NEURONS:
+            return partial(fused.hinge, sharpness=sharpness.sharpness, below=HINGES[mlp.activation]), first.dtype
+    row = SLOPES[mlp.activation]
+
+    def through(z: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        z = z if bias is None else z + bias
+        return row(z, sharpness(z))
+
+    return through, None
 
 
 def summed(mlp: MLP, terms: Sequence[Term]) -> list[Tensor]:

@@ -20,7 +20,7 @@ from exhume.attack.optimisation import Stepper
 from exhume.attack.reconstruct import explained_shares
 from exhume.attack.residuals import relative_residual
 from exhume.attack.search import FixedImages, Guess, SearchOfFixed
-from exhume.attack.stationarity import choose_objective, gradients_in_chunks, scale_free
+from exhume.attack.stationarity import ScaleFree, choose_objective, gradients_in_chunks
 from exhume.attack.target import Target, make_target
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError
@@ -215,7 +215,7 @@ def _explained(
 
 def _layers(given: FittedImages, chunk: int) -> dict[str, float]:
     """The relative residual of every parameter that training changed, unweighted."""
-    gate, network = scale_free(given.method.sharpness), given.target.network
+    gate, network = ScaleFree(given.method.sharpness), given.target.network
     gradients = gradients_in_chunks(network, given.images, given.fit.cotangents, gate, chunk)
     named = [(name, p.detach()) for name, p in given.target.explained.named_parameters() if p.requires_grad]
     return {

@@ -8,7 +8,7 @@ from torch import nn
 from exhume.attack.methods import Exhume
 from exhume.attack.residuals import relative_residual
 from exhume.attack.search import Iterate
-from exhume.attack.stationarity import network_gradients, scale_free
+from exhume.attack.stationarity import ScaleFree, network_gradients
 from exhume.attack.target import make_target
 from exhume.checkpoint import Checkpoint
 
@@ -25,7 +25,7 @@ def exact_gate_residual(network: nn.Module, iterate: Iterate, layers: Sequence[s
     it is no proof. (On a small network its rank correlation with the number of images recovered was 0.91, that of the
     method's own residual 0.51.)
     """
-    gradients = network_gradients(network, iterate.images, lambda _: iterate.cotangents, scale_free(EXACT_SHARPNESS))
+    gradients = network_gradients(network, iterate.images, lambda _: iterate.cotangents, ScaleFree(EXACT_SHARPNESS))
     named = [(name, p.detach()) for name, p in network.named_parameters() if p.requires_grad]
     kept = [(p, g) for (name, p), g in zip(named, gradients, strict=True) if name in layers]
     return relative_residual([p for p, _ in kept], [g for _, g in kept]).item()

@@ -22,7 +22,7 @@ from exhume.attack.optimisation import (
     uniform_start,
 )
 from exhume.attack.search import Begin, Guess, Method, check_counts, check_finite, check_positive, check_weights
-from exhume.attack.stationarity import check_objective, choose_objective, scale_free
+from exhume.attack.stationarity import ScaleFree, check_objective, choose_objective
 from exhume.attack.target import Target
 from exhume.networks import Task
 
@@ -133,7 +133,7 @@ class Exhume(Method):
     ) -> PixelSpaceSearch:
         search = PixelSpaceSearch(
             target,
-            scale_free(self.sharpness),
+            ScaleFree(self.sharpness),
             generator,
             images=images_given(self.images, self.per_class, target),
             per_class=self.per_class,

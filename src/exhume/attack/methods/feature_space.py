@@ -59,10 +59,10 @@ class FeatureSpaceSearch(InputSubspaceSearch):
     def _coordinates(self) -> Float[Tensor, "m r"]:
         return self._features(self.images)[0]
 
-    def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
-        images = self.images
-        coordinates, inside = self._features(images)
-        return coordinates, images, OUTSIDE_WEIGHT * (1 - inside).mean()
+    def _decode(self) -> tuple[Float[Tensor, "m r"], Tensor]:
+        coordinates, inside = self._features(self.images)
+        penalty = self._implausible(self.pixels, self.target.centre, biased=False)
+        return coordinates, penalty + OUTSIDE_WEIGHT * (1 - inside).mean()
 
     def _features(self, images: Float[Tensor, "m c h w"]) -> tuple[Float[Tensor, "m r"], Float[Tensor, " m"]]:
         """The coordinates of the images' features in the subspace, and the share of the features that is inside."""

@@ -9,7 +9,7 @@ from exhume.attack.analysis import WeightAnalysis
 from exhume.attack.methods.feature_space import FeatureSpaceSearch
 from exhume.attack.methods.input_subspace import BIAS_WEIGHT, SearchSettings
 from exhume.attack.muon import Muon
-from exhume.attack.optimisation import MOMENTUM, first_guess, image_scale, linear_decay
+from exhume.attack.optimisation import MOMENTUM, image_scale, linear_decay
 from exhume.attack.priors import max_pixel_variance
 from exhume.attack.search import Guess
 from exhume.attack.stationarity import product, smooth_hinges
@@ -76,7 +76,7 @@ class FeaturesFirstSearch(FeatureSpaceSearch):
     def _start(self, scale: float, generator: torch.Generator) -> Tensor:
         self._pixels = super()._start(scale, generator)
         around = self.subspace.coordinates(self._of_centre)[0]
-        return first_guess((len(self.labels), self.assumptions.rank), scale * self._size, around, generator)
+        return self._first_coordinates(scale * self._size, around, generator)
 
     def _encode(self, images: Float[Tensor, "n c h w"]) -> Tensor:
         self._pixels = super()._encode(images).clone().requires_grad_()
@@ -91,20 +91,20 @@ class FeaturesFirstSearch(FeatureSpaceSearch):
     def _coordinates(self) -> Float[Tensor, "m r"]:
         return self.variables
 
-    def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
-        values = product(self.variables, self.subspace.basis.T.to(self.precision))
+    def _decode(self) -> tuple[Float[Tensor, "m r"], Tensor]:
+        values = product(self.variables, self.decoder)[:, : len(self.subspace.basis)]
         features, ones = (values[:, :-1], values[:, -1]) if self.subspace.biased else (values, values.new_ones(()))
-        penalty = BIAS_WEIGHT * (ones - 1).pow(2).sum()
+        penalty = self._implausible(self.pixels, self.target.centre, biased=False)
+        penalty = penalty + BIAS_WEIGHT * (ones - 1).pow(2).sum()
         if self._never_negative:
             penalty = penalty + NEGATIVE_WEIGHT * (features.clamp(max=0) / self._size).pow(2).sum()
             features = features.clamp_min(0)
-        images = self.images
         with smooth_hinges(self.sharpness):
-            seen = self._seen(images)
+            seen = self._seen(self.images)
         norms = features.detach().pow(2).sum(1).clamp_min((SMALLEST * self._size) ** 2)
         match = ((seen - features.detach()).pow(2).sum(1) / norms).sum()
         pull = ((seen.detach() - features).pow(2).sum(1) / norms).sum()
-        return self.variables, images, penalty + MATCH_WEIGHT * match + self._pull * pull
+        return self.variables, penalty + MATCH_WEIGHT * match + self._pull * pull
 
 
 def in_black_and_white(mean: Float[Tensor, "c h w"], count: int) -> Float[Tensor, "n c h w"]:

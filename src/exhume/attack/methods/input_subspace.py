@@ -8,6 +8,7 @@ from itertools import compress
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from exhume.architecture import MLP
 from exhume.attack.analysis import WeightAnalysis
@@ -24,12 +25,19 @@ from exhume.attack.optimisation import (
     uniform_start,
 )
 from exhume.attack.priors import greyness, implausible
-from exhume.attack.residuals import Weighting, change_by_sum, gls_weighting, in_place, relative_residual
+from exhume.attack.residuals import (
+    Weighting,
+    change_by_sum,
+    gls_weighting,
+    in_place,
+    relative_residual,
+    sizes_of,
+)
 from exhume.attack.search import FixedImages, Guess, Iterate
 from exhume.attack.spectrum import Subspace, first_layer
-from exhume.attack.stationarity import Cotangents, Objective, Term, mlp_terms, product, scale_free, summed
+from exhume.attack.stationarity import Cotangents, Objective, ScaleFree, Term, mlp_terms, product, summed
 from exhume.attack.target import Target
-from exhume.devices import fast_products
+from exhume.devices import alignment, fast_products, fuses, recorded
 
 CORRELATED_ERROR = 0.1
 """Final error that neurons have in common, relative to what each direction of the neurons has. Its square grows from 0
@@ -73,19 +81,29 @@ class InputSubspaceSearch:
         """mlp: of the network where gradients are taken; found: the analysis of the MLP to explain."""
         explained = target.explained_mlp
         assert explained is not None
-        self.target, self.sharpness = target, scale_free(settings.sharpness)
-        self.subspace, self.assumptions, self.regime = found.subspace, found.assumptions, found.regime
+        self.target, self.sharpness = target, ScaleFree(settings.sharpness)
+        self.assumptions, self.regime = found.assumptions, found.regime
         self.noisy, self.floor = found.noisy, found.floor
-        self.explained = in_subspace(self.subspace.first, explained)
-        self.changed = [target.changed(parameter) for parameter in self.explained.parameters]
+        device = found.subspace.first.device
+        self.precision = fast_products(found.subspace.first.dtype, device)
+        self.multiple = alignment(self.precision, device)
+        self.subspace = found.subspace.padded(self.multiple)
         first = self.subspace.first
-        self.precision = fast_products(first.dtype, first.device)
+        self.decoder = pad(self.subspace.basis.T, (0, -len(self.subspace.basis) % self.multiple)).to(self.precision)
+        self.explained = in_subspace(first, explained)
+        self.changed = [target.changed(parameter) for parameter in self.explained.parameters]
+        believed = self.explained.parameters if self.regime.every_layer else [first]
+        self.sizes = sizes_of(list(compress(believed, self.changed)))
         same = target.delta is None and not found.rescaled
         here = self.explained if same else in_subspace(first_layer(mlp) @ self.subspace.basis, mlp)
         self.products = here.multiplied_in(self.precision)
-        self.changed_layers = {layer: ChangedLayer(space, self.precision) for layer, space in found.changed.items()}
+        self.changed_layers = {
+            layer: ChangedLayer(space.padded(self.multiple), self.precision) for layer, space in found.changed.items()
+        }
         self.steps = settings.steps
         self.weighting: Weighting | None = None
+        self._progress = torch.zeros((), dtype=torch.float64, device=device)
+        self._weigh = recorded(device, self._weigh_candidates)
         self._subspace_digest = digest([self.subspace.basis, first])
         self.hidden_weight, self.grey_weight = first.new_zeros(()), first.new_zeros(())
         if guess is not None:
@@ -117,27 +135,65 @@ class InputSubspaceSearch:
         """What is searched for: coordinates, [m, r]."""
         pixels = self.subspace.basis[: self.target.centre.numel()]
         around = self.target.as_inputs(self.target.centre).flatten() @ pixels
-        return first_guess((len(self.labels), self.assumptions.rank), scale / self.target.unit, around, generator)
+        return self._first_coordinates(scale / self.target.unit, around, generator)
+
+    def _first_coordinates(self, scale: float, around: Float[Tensor, " r"], generator: torch.Generator) -> Tensor:
+        """Normal around a point, [m, r]; 0 in directions of zeros."""
+        rank = self.assumptions.rank
+        drawn = first_guess((len(self.labels), rank), scale, around[:rank], generator)
+        return pad(drawn.detach(), (0, len(around) - rank)).requires_grad_()
 
     def _encode(self, images: Float[Tensor, "n c h w"]) -> Tensor:
         """The variables that un-centred images have, or the images of the subspace that are nearest to them."""
         return self.subspace.coordinates(self.target.as_inputs(images).flatten(1))
 
-    def _decode(self) -> tuple[Float[Tensor, "m r"], Float[Tensor, "m c h w"], Tensor]:
-        """The candidates' coordinates, their un-centred images, and the penalty on what makes them no images."""
-        images, ones = self._images(self.precision)
-        return self.variables, images, BIAS_WEIGHT * (ones - 1).pow(2).sum()
+    def _decode(self) -> tuple[Float[Tensor, "m r"], Tensor]:
+        """The candidates' coordinates, and the penalty on what makes them no images."""
+        coordinates = self.variables
+        half = coordinates.to(self.precision)
+        if fuses(self.precision, half.device):
+            coordinates = half  # all is kept in it
+        penalty = self._implausible(half @ self.decoder, self.target.subtracted, biased=self.subspace.biased)
+        return coordinates, penalty
+
+    def _implausible(self, inputs: Float[Tensor, "m columns"], around: Tensor, *, biased: bool) -> Tensor:
+        """The penalty on what the first layer sees of candidates, which is 0 for the image `around`, [c, h, w].
+
+        inputs: pixels, then the coordinate of the bias if there is one; more columns are none.
+        """
+        smoothness, grey = self.assumptions.smoothness, bool(self.assumptions.binary_prior)
+        if fuses(self.precision, inputs.device):
+            from exhume.attack import fused  # noqa: PLC0415
+
+            return fused.implausible(
+                inputs,
+                self.target.shape,
+                factor=self.target.divided,
+                offset=around,
+                grey_weight=self.grey_weight if grey else None,
+                smoothness=smoothness,
+                bias_weight=BIAS_WEIGHT if biased else None,
+            )
+        inputs, count = inputs.to(self.variables.dtype), around.numel()
+        images = self.target.scaled(inputs[:, :count].reshape(-1, *self.target.shape)) + around
+        penalty = implausible(images, smoothness)
+        if biased:
+            penalty = penalty + BIAS_WEIGHT * (inputs[:, count] - 1).pow(2).sum()
+        return penalty + self.grey_weight * greyness(images) if grey else penalty
 
     def _coordinates(self) -> Float[Tensor, "m r"]:
         """The candidates' coordinates alone."""
         return self.variables
 
-    @torch.no_grad()
     def prepare(self, step: int) -> None:
         """Computes the weightings anew from the candidates, every REWEIGHT_EVERY steps."""
         if step % REWEIGHT_EVERY == 0:
-            terms = self._terms(self._coordinates(), self.multipliers.cotangents)
-            self._reweight(terms, min(step / self.steps, 1))
+            self._progress.fill_(min(step / self.steps, 1))
+            self._weigh()
+
+    @torch.no_grad()
+    def _weigh_candidates(self) -> None:
+        self._reweight(self._terms(self._coordinates(), self.multipliers.cotangents), self._progress)
 
     def _terms(self, coordinates: Float[Tensor, "m r"], cotangents: Cotangents) -> list[Term]:
         """What each candidate adds to the layers that are believed."""
@@ -145,10 +201,9 @@ class InputSubspaceSearch:
         return mlp_terms(self.products, coordinates, cotangents, self.sharpness, count=count)
 
     def objective(self) -> tuple[Tensor, Tensor]:
-        coordinates, images, penalty = self._decode()
+        coordinates, penalty = self._decode()
         residual = self._residual(self._terms(coordinates, self.multipliers.cotangents))
-        penalty = self.multipliers.penalty() + penalty + implausible(images, self.assumptions.smoothness)
-        return residual, penalty + self.grey_weight * greyness(images) if self.assumptions.binary_prior else penalty
+        return residual, self.multipliers.penalty() + penalty
 
     def _residual(self, terms: Sequence[Term]) -> Tensor:
         """The relative residual of the layers that are believed, weighted."""
@@ -156,9 +211,10 @@ class InputSubspaceSearch:
         gradients = summed(self.products, terms if every_layer else terms[:1])
         weightings = [self.weighting, *[None] * (len(gradients) - 1)]
         asked = compress(zip(self.explained.parameters, gradients, weightings, strict=False), self.changed)
-        residual = relative_residual(*zip(*asked, strict=True))
+        parameters, sums, weights = zip(*asked, strict=True)
+        residual = relative_residual(parameters, sums, weights, sizes=self.sizes)
         for layer, row in enumerate(self.noisy, start=1):
-            change = change_by_sum(self.products.weights[layer], self.products.biases[layer], terms[layer])
+            change = change_by_sum(self.products.weights[layer], terms[layer])
             residual = residual + self.hidden_weight * (row.added + change / row.noise**2)
         if self.changed_layers:
             of_changed = [changed.residual(terms[layer]) for layer, changed in self.changed_layers.items()]
@@ -179,31 +235,35 @@ class InputSubspaceSearch:
         found = {name: float(relative_residual([p], [g], [w])) for name, p, g, w in asked}
         for layer, row in enumerate(self.noisy, start=1):
             weight = self.products.weights[layer]
-            change = float(change_by_sum(weight, self.products.biases[layer], terms[layer])) / row.noise**2
+            change = float(change_by_sum(weight, terms[layer])) / row.noise**2
             # noise alone adds up to about this much, so less is nothing to explain
             found[names[explained.weights[layer].data_ptr()]] = 1 + change / max(row.added, (2 * weight.numel()) ** 0.5)
         for layer, changed in self.changed_layers.items():
             found[names[explained.weights[layer].data_ptr()]] = float(changed.residual(terms[layer]))
         return found
 
-    def _reweight(self, terms: Sequence[Term], progress: float) -> None:
-        """Computes the weightings, and the weights relative to the first layer's; progress: from 0 to 1."""
-        term = terms[0]
-        if not (term.delta.isfinite().all() and term.inputs.isfinite().all()):
-            return  # the residual will show the divergence
+    def _reweight(self, terms: Sequence[Term], progress: Float[Tensor, ""]) -> None:
+        """Computes the weightings, and the weights relative to the first layer's; progress: from 0 to 1.
+
+        They stay where something is not finite: the residual will show the divergence.
+        """
+        term, on_gpu = terms[0], self.variables.is_cuda
+        finite = term.delta.isfinite().all() & term.inputs.isfinite().all()
+        if not on_gpu and not finite:
+            return
         weigh = partial(
             gls_weighting,
             error=self.regime.contribution_error,
             floor=self.floor,
-            correlated=CORRELATED_ERROR * progress**0.5,
+            correlated=CORRELATED_ERROR * progress.sqrt(),
             precision=self.precision,
-            # on a GPU steps are recorded, which needs fixed shapes; and float64 shall give the same numbers everywhere
-            fixed_size=self.variables.is_cuda or self.precision == torch.float64,
+            # on a GPU this and steps are recorded, which needs fixed shapes; and float64 shall give the same everywhere
+            fixed_size=on_gpu or self.precision == torch.float64,
         )
-        self.weighting = in_place(self.weighting, weigh(self.subspace.first, term.delta, term.inputs))
+        self.weighting = in_place(self.weighting, weigh(self.subspace.first, term.delta, term.inputs), where=finite)
         for layer, changed in self.changed_layers.items():
             new = weigh(changed.first, terms[layer].delta, changed.within(terms[layer]))
-            changed.weighting = in_place(changed.weighting, new)
+            changed.weighting = in_place(changed.weighting, new, where=finite)
         weights = HIDDEN_WEIGHT * len(self.labels) / term.delta.shape[1], self.assumptions.binary_prior
         residuals = self.weighting.uncorrelated_null_residual, self.weighting.null_residual
         for buffer, weight, null_residual in zip(
@@ -211,15 +271,10 @@ class InputSubspaceSearch:
         ):
             buffer.copy_(weight / null_residual)
 
-    def _images(self, precision: torch.dtype) -> tuple[Float[Tensor, "m c h w"], Tensor]:
-        """Un-centred images and their bias coordinate."""
-        values = product(self.variables, self.subspace.basis.T.to(precision))
-        count = self.target.centre.numel()
-        ones = values[:, count] if self.subspace.biased else values.new_ones(())
-        return self.target.as_images(values[:, :count].reshape(-1, *self.target.shape)), ones
-
     def iterate(self) -> Iterate:
-        return snapshot(self.target, self._images(self.variables.dtype)[0], self.multipliers)
+        pixels = self.variables @ self.subspace.basis[: self.target.centre.numel()].T
+        images = self.target.as_images(pixels.reshape(-1, *self.target.shape))
+        return snapshot(self.target, images, self.multipliers)
 
     @torch.no_grad()
     def fix(self, images: Float[Tensor, "n c h w"], *, chunk: int) -> FixedImages:
@@ -230,7 +285,7 @@ class InputSubspaceSearch:
 
         @torch.no_grad()
         def reweight(cotangents: Tensor) -> None:
-            self._reweight(self._terms(coordinates, lambda _: cotangents), 1.0)
+            self._reweight(self._terms(coordinates, lambda _: cotangents), torch.ones_like(self._progress))
 
         return FixedImages(
             residual=lambda cotangents: self._residual(self._terms(coordinates, lambda _: cotangents)),
