@@ -10,7 +10,7 @@ from exhume import METHODS, NetworkConfig, reconstruct
 from exhume.attack.analysis import REGIMES
 from exhume.attack.optimisation import Multipliers, Stepper, balanced_labels, muon_and_adam
 from exhume.attack.stationarity import OBJECTIVES
-from exhume.attack.target import Target
+from exhume.attack.target import Target, make_target
 from victims import SMALL, checkpoint, generator, target_of
 
 
@@ -74,3 +74,11 @@ def test_a_search_takes_the_decay_of_its_regime(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("exhume.attack.analysis.REGIMES", rows)
         multipliers, shares = SMALL["exhume"].start(target, generator()).optimisers[1].param_groups
         assert (multipliers["weight_decay"], shares["weight_decay"]) == (0, decay)
+
+
+def test_memory_is_asked_for_images_and_for_what_layers_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times each: 25 pixels and 20 + 10 + 1 outputs of a candidate."""
+    least: list[int] = []
+    monkeypatch.setattr("exhume.attack.optimisation.check_memory", lambda size, *_: least.append(size))
+    balanced_labels(make_target(checkpoint("binary")), 50, 10)
+    assert least == [100 * 4 * (25 + 20 + 10 + 1) * 4]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from exhume.layers import LayeredNetwork, centring_of
-from exhume.networks import ACTIVATIONS, CentredNetwork
+from exhume.networks import ACTIVATIONS, CentredNetwork, Shape
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,19 @@ def _split(network: nn.Module) -> SplitNetwork | None:
         if mlp is not None and len(mlp.weights) > 1:
             return SplitNetwork(nn.Sequential(*before, *layers[:start]), mlp)
     return None
+
+
+@torch.no_grad()
+def numbers_kept(network: nn.Module, shape: Shape) -> int:
+    """How many numbers the layers with weights give for one image, [c, h, w]: what is kept of it for the way back."""
+    sizes = list[int]()
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
+        for layer in network.modules()
+        if next(layer.parameters(recurse=False), None) is not None
+    ]
+    like = next(network.parameters(), torch.zeros(()))
+    network(like.new_zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return sum(sizes)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from exhume.architecture import numbers_kept
 from exhume.attack.muon import Muon
 from exhume.attack.priors import spread
 from exhume.attack.residuals import squared_norm
@@ -54,12 +55,14 @@ def balanced_labels(
 
 
 COPIES = 4
-"""Numbers of the images' size that a search holds at the least: images, gradients, momenta and a step."""
+"""What a search holds at the least, in the size of its images (images, gradients, momenta, a step) and of what layers
+give for them (outputs, slopes, and the same of the way back)."""
 
 
 def _check_memory(target: Target, count: int) -> None:
     """Raises `InputError` for more candidates than fit into memory."""
-    size = count * target.centre.numel() * target.centre.element_size()
+    of_one = target.centre.numel() + numbers_kept(target.network, target.shape)
+    size = count * of_one * target.centre.element_size()
     what = f"A search for {count:,} candidates"
     check_memory(COPIES * size, target.centre.device, what, "a smaller --per-class or --images")
 

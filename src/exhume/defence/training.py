@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exhume.architecture import MLP, as_mlp
+from exhume.architecture import MLP, as_mlp, numbers_kept
 from exhume.checkpoint import Checkpoint, check_fits
 from exhume.defence.gradient_descent import Descent
 from exhume.defence.losses import LOSSES, resolve_loss, targets
@@ -224,21 +224,10 @@ def _check_memory(
         outputs, lower = len(problem.images) * sum(network.widths), "smaller --widths, --channels or --per-class"
     else:
         count = sum(weight.numel() for weight in network.weights.values())
-        outputs, lower = len(problem.images) * _outputs_of_one(network), "fewer images"
+        outputs, lower = len(problem.images) * numbers_kept(network.build(), network.shape), "fewer images"
     size = getattr(torch, config.dtype).itemsize
     what = f"A network of {count:,} weights on {len(problem.images):,} images"
     check_memory((COPIES * count + outputs) * size, device, what, lower)
-
-
-@torch.no_grad()
-def _outputs_of_one(network: Checkpoint) -> int:
-    """How many numbers the layers with weights give for one image: what is kept of it for the way back."""
-    module, sizes = network.build(), list[int]()
-    for layer in module.modules():
-        if next(layer.parameters(recurse=False), None) is not None:
-            layer.register_forward_hook(lambda _, __, output: sizes.append(output.numel()))
-    module(next(module.parameters()).new_zeros(1, *network.shape))
-    return sum(sizes)
 
 
 def _verdict(history: Sequence[TrainingPoint], config: TrainingConfig) -> tuple[str, str] | None:
