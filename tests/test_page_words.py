@@ -13,7 +13,7 @@ import torch
 
 from exhume.attack.methods import METHODS
 from exhume.audit.verdict import Strength, Verdict
-from exhume.candidates import Assumptions, KnownInit
+from exhume.candidates import MANY_IMAGES, Assumptions, KnownInit
 from exhume.defence.training import TrainingConfig
 from exhume.layers import Layer
 from exhume.networks import NetworkConfig
@@ -147,6 +147,15 @@ def test_a_search_over_pixels_is_a_caveat(made: Made) -> None:
     assert "searched every pixel freely" in page_of(made.folder).text
     found(made, method=METHODS["reference"]())
     assert "searched every pixel freely" not in page_of(made.folder).text, "the papers' method has come that way"
+
+
+def test_of_many_images_the_page_says_that_their_number_is_the_least_and_few_come_out(made: Made) -> None:
+    record = read_record(made.folder / "candidates.json", CandidatesRecord)
+    many = replace(record.assumptions, regime=MANY_IMAGES)
+    found(made, assumptions=many)
+    assert "At least 12 training images, read from the weights. There were about as many" in page_of(made.folder).text
+    found(made, assumptions=replace(many, images_from="settings"))
+    assert "12 training images, a number given to it" in page_of(made.folder).text
 
 
 def test_a_failed_search_is_no_caveat_twice(made: Made) -> None:

@@ -200,13 +200,15 @@ class _Stage:
     @property
     def sentence(self) -> str:
         share = self.last.step / self.last.total if self.last.total else 1.0
-        values = "".join(f"  {name} {value:.2e}" for name, value in _told(self.last).items())
+        values = "".join(f"  {told}" for told in _told(self.last))
         return f"{self.last.stage:14}{share:.0%}, {self.at - self.began:.0f} s{self.estimate}{values}"
 
 
-def _told(event: Event) -> dict[str, float]:
-    """The figures of the moment, without the time that is left, which is told otherwise."""
-    return {name: value for name, value in event.values.items() if name != "seconds_left"}
+def _told(event: Event) -> list[str]:
+    """The figures of the moment with their names, without the time that is left, which is told otherwise."""
+    figures = {name: value for name, value in event.values.items() if name != "seconds_left"}
+    whole = {name: float(value).is_integer() for name, value in figures.items()}
+    return [f"{name} {value:,.0f}" if whole[name] else f"{name} {value:.2e}" for name, value in figures.items()]
 
 
 @contextmanager
@@ -219,7 +221,7 @@ def _drawn() -> Iterator[ProgressCallback]:
         tasks: dict[str, Any] = {}
 
         def hear(event: Event) -> None:
-            values = "  ".join(f"{name} {value:.2e}" for name, value in _told(event).items())
+            values = "  ".join(_told(event))
             stage = event.stage.partition("-")[0]  # trial-1, trial-2, ... share a bar
             if stage not in tasks:
                 tasks[stage] = display.add_task(event.stage, total=event.total, values=values)

@@ -108,7 +108,7 @@ class SearchOutcome:
     @property
     def sentence(self) -> str:
         """The outcome in one sentence."""
-        looked = f"{self.trials:,.0f} trials, {self.seconds:.1f} s"
+        looked = f"{self.trials:,.0f} trial{'' if self.trials == 1 else 's'}, {self.seconds:.1f} s"
         if self.start is None:
             tried = "; ".join(f"{way.way}: {way.said}" for way in self.tried)
             return f"Not found ({looked}): {tried}. {OUT_OF_REACH}"
