@@ -68,7 +68,8 @@ def test_penalties_are_those_of_the_priors(  # noqa: PLR0917 pytest
     count = shape[0] * shape[1] * shape[2]
     columns = count + biased + -(count + biased) % 8
     given = (0.5 * randn(2, columns)).to(dtype).requires_grad_()
-    factor, offset = (randn(*shape, seed=1).abs() + 0.5 if scaled else None), 0.5 + 0.1 * randn(*shape, seed=2)
+    factor = randn(*shape, seed=1).abs() + 0.5 if scaled else None
+    offset = (0.5 + 0.1 * randn(*shape[1:], shape[0], seed=2)).permute(2, 0, 1)  # its channels are not side by side
     weight = torch.tensor(0.3, device=DEVICE) if grey else None
     found = fused.implausible(
         given,
@@ -111,10 +112,14 @@ def slopes_of(search: Search) -> tuple[Any, list[Tensor]]:
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU's own steps are measured by test_reconstruct")
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
 @pytest.mark.parametrize("task", ["binary", "multiclass"])
-def test_a_step_with_kernels_is_that_without(task: str, as_on_a_gpu: pytest.MonkeyPatch) -> None:
-    """Value and slope, to the rounding of half precision; the directions that fill up a multiple stay empty."""
-    victim = checkpoint(task, NetworkConfig(widths=(50, 40), init_scale=1e-2))
+def test_a_step_with_kernels_is_that_without(task: str, activation: str, as_on_a_gpu: pytest.MonkeyPatch) -> None:
+    """Value and slope, to the rounding of half precision; the directions that fill up a multiple stay empty.
+
+    Of GELU there is no kernel: it stays in float32.
+    """
+    victim = checkpoint(task, NetworkConfig(widths=(50, 40), init_scale=1e-2, activation=activation))
     method = Exhume(images=10, per_class=4, smoothness=1e-3, binary_prior=5.0, init_scale=0.5)
     search = method.start(make_target(victim), generator())
     assert isinstance(search, input_subspace.InputSubspaceSearch)

@@ -8,6 +8,7 @@ from torch.nn import functional
 from exhume import InputError
 from exhume.architecture import as_mlp
 from exhume.defence.gradient_descent import Descent
+from exhume.defence.losses import LOSSES
 from exhume.defence.training import Trained, TrainingConfig, train
 from exhume.networks import NetworkConfig, build
 from exhume.problems import Problem
@@ -77,6 +78,31 @@ def test_the_optimiser_of_the_general_path_ends_where_the_written_out_descent_do
     general = train(data, config, network=network)
     for name, weight in written_out.checkpoint.weights.items():
         torch.testing.assert_close(general.checkpoint.weights[name], weight, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.0, 0.02), (0.9, 0.02)])
+@pytest.mark.parametrize("count", [6, 40])
+def test_a_constant_rate_takes_the_steps_of_pytorchs_own_optimiser(count: int, momentum: float, decay: float) -> None:
+    """Of so many epochs most are taken together; the momenta are its own too."""
+    data, network = problem(count), NetworkConfig(widths=(12, 9), bias="all", init_scale=0.3)
+    module, twin = (build(network, data.images.mean(0), 3, torch.Generator().manual_seed(2)) for _ in range(2))
+    mlp, optimiser = as_mlp(module), torch.optim.SGD(twin.parameters(), lr=0.1, momentum=momentum, weight_decay=decay)
+    assert mlp is not None
+    momenta = [torch.zeros_like(parameter) for parameter in mlp.parameters]
+    slope = LOSSES["ce"].slopes(torch.zeros(count, 3, dtype=torch.float64), data.labels)
+    inputs = module.centre(data.images).flatten(1)
+    descent = Descent(mlp, inputs, slope, 0.1, decay=decay, momentum=momentum, momenta=momenta)
+    for epochs in (60, 7):
+        descent.advance(epochs)
+    for _ in range(67):
+        optimiser.zero_grad()
+        functional.cross_entropy(twin(data.images), data.labels).backward()
+        optimiser.step()
+    torch.testing.assert_close(list(module.parameters()), list(twin.parameters()), rtol=1e-9, atol=1e-11)
+    kept = [optimiser.state[parameter].get("momentum_buffer") for parameter in twin.parameters()]
+    for ours, theirs in zip(momenta, kept, strict=True):
+        assert not ours.any() if theirs is None else torch.allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+    assert all(theirs is None for theirs in kept) == (momentum == 0)
 
 
 @pytest.mark.parametrize("settings", [{"loss": "mse"}, {"weight_decay": 1e-3}])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -405,12 +405,20 @@ def test_recorded_steps_are_those_that_are_not_recorded(monkeypatch: pytest.Monk
     torch.testing.assert_close(recorded.images, plain.images, rtol=0, atol=1e-5)
 
 
-def test_directions_that_fill_up_a_multiple_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["start unknown", "start known"])
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_directions_that_fill_up_a_multiple_change_nothing(
+    kind: Literal["mlp", "cnn"], known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Products want multiples of 8 on a GPU; here all else is as on a CPU."""
-    config = replace(SMALL["exhume"], dtype="float64", steps=120, restarts=1, images=10, per_class=16)
-    before = reconstruct(checkpoint("multiclass"), config)
+    channels = (3,) if kind == "cnn" else ()
+    network = NetworkConfig(kind=kind, channels=channels, widths=(40, 10), bias="all", init_scale=None)
+    victim, other = (checkpoint("multiclass", network, seed) for seed in (0, 1))
+    config = replace(SMALL["exhume"], dtype="float64", steps=60, restarts=1, images=10, per_class=16)
+    initial = replace(other, centre=victim.centre) if known else None
+    before = reconstruct(victim, config, initial=initial)
     monkeypatch.setattr("exhume.attack.methods.input_subspace.alignment", lambda *_: 8)
-    after = reconstruct(checkpoint("multiclass"), config)
+    after = reconstruct(victim, config, initial=initial)
     assert before.assumptions.rank % 8
     assert after.history[-1].residual == pytest.approx(before.history[-1].residual, rel=1e-6)
     torch.testing.assert_close(after.images, before.images, rtol=0, atol=1e-4)

@@ -5,7 +5,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from exhume.attack.residuals import NEGLIGIBLE_VARIANCE, Weighting, absolute_residual, gls_weighting, relative_residual
+from exhume.attack.residuals import (
+    NEGLIGIBLE_VARIANCE,
+    Weighting,
+    absolute_residual,
+    gls_weighting,
+    in_place,
+    relative_residual,
+)
 
 
 def test_the_residuals_are_what_they_say() -> None:
@@ -97,3 +104,21 @@ def test_with_a_fixed_size_the_weighting_is_the_same_but_for_negligible_directio
     for of in (lambda w: w.of(error), lambda w: w.null_residual, lambda w: w.uncorrelated_null_residual):
         torch.testing.assert_close(*(of(weighting).double() for weighting in two), rtol=1e-6, atol=0)
     assert (two[0].of(error) < (error @ two[0].columns).square().sum()) == (correlated > 0)
+
+
+def test_a_weighting_stays_where_it_was_unless_it_is_new() -> None:
+    """In the memory that recorded work reads."""
+    one, other = (
+        Weighting(
+            columns=torch.full((2, 2), v),
+            discounted=torch.full((1, 2), v),
+            null_residual=torch.tensor(v),
+            uncorrelated_null_residual=torch.tensor(v),
+        )
+        for v in (1.0, 2.0)
+    )
+    place = one.columns.data_ptr()
+    assert in_place(one, other, where=torch.tensor(False)) is one and bool((one.columns == 1).all())
+    assert in_place(one, other, where=torch.tensor(True)) is one and one.columns.data_ptr() == place
+    assert bool((one.columns == 2).all()) and bool((one.discounted == 2).all()) and one.null_residual == 2
+    assert in_place(None, other, where=torch.tensor(False)) is other

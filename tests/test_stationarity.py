@@ -534,9 +534,9 @@ def test_a_scale_free_gate_does_not_see_the_scale() -> None:
     assert torch.as_tensor(ScaleFree(10.0)(torch.zeros(1, 4))).isfinite().all()
 
 
-@pytest.mark.parametrize("samples", [5, 8, 9, 50])
+@pytest.mark.parametrize("samples", [2, 5, 6, 50])
 def test_the_change_by_a_sum_is_the_same_for_few_and_for_many_samples(samples: int) -> None:
-    """Beyond 8, the larger side of the layer, the sum itself is formed."""
+    """Of more than 5 the sum itself is less work than Gram matrices."""
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(8, 6, generator=draw, dtype=torch.float64)
     delta, inputs = (

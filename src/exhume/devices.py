@@ -2,7 +2,10 @@
 
 import gc
 import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -104,8 +107,17 @@ def fast_products(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def fuses(products: torch.dtype, device: torch.device) -> bool:
-    """Whether what is between products in this precision is done by kernels of our own: on GPUs that have Triton."""
-    return products == torch.bfloat16 and device.type == "cuda" and find_spec("triton") is not None
+    """Whether what is between products in this precision is done by kernels of our own: on GPUs, with Triton."""
+    return products == torch.bfloat16 and device.type == "cuda" and has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed, and what it compiles its launches with: a C compiler and Python's headers."""
+    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton asks
+    header = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
+    return find_spec("triton") is not None and compiler is not None and header.exists()
 
 
 def alignment(products: torch.dtype, device: torch.device) -> int:

@@ -18,6 +18,8 @@ from exhume.networks import Shape
 
 MOST_NEURONS = 16384
 """Of a layer that one program can hold."""
+MOST_CHANNELS = 4
+"""Of an image: with more the compilation takes longer than the search (32: two minutes)."""
 BLOCK = 1024
 """Numbers, or pixels, of one program."""
 WARPS = 8
@@ -64,12 +66,12 @@ def _hinge_back(by_value, by_gate, gate, curve, by_products, count, BLOCK: tl.co
 class _Hinge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, products: Tensor, bias: Tensor | None, sharpness: float, below: float) -> Any:
-        products = products.contiguous()
+        products, bias = products.contiguous(), None if bias is None else bias.contiguous()
         value, gate, curve = (torch.empty_like(products) for _ in range(3))
         count, width = products.shape
         _hinge_forth[(count,)](
             products, bias, value, gate, curve, width, sharpness, below,
-            BIASED=bias is not None, BLOCK=triton.next_power_of_2(width),
+            BIASED=bias is not None, BLOCK=triton.next_power_of_2(width), num_warps=4 if width <= 4096 else 16,
         )  # fmt: skip
         ctx.save_for_backward(gate, curve)
         return value, gate
@@ -161,7 +163,7 @@ def _implausible(  # noqa: PLR0917
             slope += smoothness * pull
         if GREY:
             weight = tl.load(grey_weight)
-            grey = (pixel > 0) & (pixel < 1)
+            grey = (pixel >= 0) & (pixel <= 1)
             total += tl.where(grey, weight * pixel * (1 - pixel), 0.0)
             slope += tl.where(grey, weight * (1 - 2 * pixel), 0.0)
         if SCALED:
@@ -192,10 +194,12 @@ class _Implausible(torch.autograd.Function):
     ) -> Tensor:
         channels, height, width = shape
         blocks = triton.cdiv(height * width, BLOCK)
-        values, slopes = values.contiguous(), torch.empty_like(values, memory_format=torch.contiguous_format)
+        factor = None if factor is None else factor.contiguous()
+        values, offset = values.contiguous(), offset.contiguous()
+        slopes = torch.empty_like(values)
         penalty = torch.empty(len(values), blocks, device=values.device)
         _implausible[(len(values), blocks)](
-            values, factor, offset, grey_weight, penalty, slopes, values.stride(0),
+            values, factor, offset, grey_weight, penalty, slopes, values.shape[1],
             OUTSIDE_WEIGHT, smoothness, EDGE, bias_weight or 0.0,
             WIDTH=width, HEIGHT=height, CHANNELS=channels, SCALED=factor is not None, SMOOTH=smoothness != 0,
             GREY=grey_weight is not None, BIASED=bias_weight is not None, BLOCK=BLOCK, num_warps=WARPS,

@@ -49,11 +49,14 @@ def balanced_labels(
         count = min(count, max(int(most * images), int(most / 2 * neurons)))
     if per_class is None:
         multiple = math.lcm(target.labels, alignment(fast_products(target.centre.dtype, device), device))
+        multiple = multiple if multiple <= count // FEW_MORE else target.labels
         per_class = -(-count // multiple) * multiple // target.labels
     _check_memory(target, per_class * target.labels)
     return torch.arange(target.labels, device=device).repeat_interleave(per_class)
 
 
+FEW_MORE = 16
+"""A search on a GPU has more candidates for the sake of its products only where that is less than 1 / FEW_MORE."""
 COPIES = 4
 """What a search holds at the least, in the size of its images (images, gradients, momenta, a step) and of what layers
 give for them (outputs, slopes, and the same of the way back)."""

@@ -38,13 +38,13 @@ class _SquaredNorm(torch.autograd.Function):
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """norm(x)^2, of half precision in float32; to be differentiated once."""
+    """norm(x)^2, summed in float32 at least; to be differentiated once."""
     result: Tensor = _SquaredNorm.apply(x)  # type: ignore[no-untyped-call]
     return result
 
 
 def _inner(one: Tensor, other: Tensor) -> Tensor:
-    """The sum of elementwise products, of half precision in float32."""
+    """The sum of elementwise products; those of half precision are summed in float32."""
     return (one * other).sum(dtype=torch.promote_types(one.dtype, torch.float32))
 
 

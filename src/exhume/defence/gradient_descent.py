@@ -45,21 +45,24 @@ class Descent:
             slope: scores [n, k] -> the loss's gradient by them.
             rate: learning rate, or scores -> learning rate of the step. A constant one costs less on a GPU.
             decay: weight decay, added to the gradient as decay x weight.
-            momentum, momenta: as in PyTorch's SGD, one for each of `mlp.parameters`; None: from rest.
+            momentum, momenta: as in PyTorch's SGD, one for each of `mlp.parameters`; None: from rest. Without a
+                momentum there are none.
         """
         self.slope, self.rate, self.decay, self.momentum = slope, rate, decay, momentum
         pairs = zip(mlp.weights, mlp.biases, strict=True)
         self.parameters = [[weight] if bias is None else [weight, bias] for weight, bias in pairs]
-        of_each = (parameter for of_layer in self.parameters for parameter in of_layer)
-        given = iter(momenta or [torch.zeros_like(parameter) for parameter in of_each])
-        self.moving = [[next(given) for _ in of_layer] for of_layer in self.parameters]
+        self.moving: list[list[Tensor]] = [[] for _ in self.parameters]
+        if momentum:
+            of_each = (parameter for of_layer in self.parameters for parameter in of_layer)
+            given = iter(momenta or [torch.zeros_like(parameter) for parameter in of_each])
+            self.moving = [[next(given) for _ in of_layer] for of_layer in self.parameters]
         if mlp.biases[0] is not None:
             # a first layer's bias is the weight of an input that is always 1
             inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
         self.basis, self.coordinates = _span(inputs)
         within = inputs.new_empty(len(mlp.weights[0]), self.basis.shape[1])
         self.weights = [[within], *self.parameters[1:]]
-        self.velocities = [[torch.empty_like(within)], *self.moving[1:]]
+        self.velocities = [[torch.empty_like(within)] if momentum else [], *self.moving[1:]]
         one = partial(self._step, rate)
         self._together = recorded(inputs.device, lambda: [one() for _ in range(RECORDED_TOGETHER)])
         self._alone = recorded(inputs.device, one)
@@ -67,17 +70,20 @@ class Descent:
     @torch.no_grad()
     def advance(self, epochs: int) -> None:
         """Takes so many steps, and writes them into the parameters and momenta."""
-        first, drift = _joined(self.parameters[0]), _joined(self.moving[0])
-        self.weights[0][0].copy_(first @ self.basis)
-        self.velocities[0][0].copy_(drift @ self.basis)
-        outside = first - self.weights[0][0] @ self.basis.T
-        drifting = drift - self.velocities[0][0] @ self.basis.T
-        (w, wv), (vw, v) = self._take(epochs).tolist()
-        _part(self.weights[0][0] @ self.basis.T + w * outside + wv * drifting, self.parameters[0])
-        _part(self.velocities[0][0] @ self.basis.T + vw * outside + v * drifting, self.moving[0])
+        first = [(self.weights[0][0], self.parameters[0])]
+        if self.momentum:
+            first.append((self.velocities[0][0], self.moving[0]))
+        outside = []
+        for within, parts in first:
+            whole = _joined(parts)
+            within.copy_(whole @ self.basis)
+            outside.append(whole - within @ self.basis.T)
+        for (within, parts), shares in zip(first, self._take(epochs).tolist(), strict=True):
+            rest = torch.stack([share * part for share, part in zip(shares, outside, strict=True)]).sum(0)
+            _part(within @ self.basis.T + rest, parts)
 
     def _take(self, epochs: int) -> Tensor:
-        """Takes the steps on the coordinates; returns what they make of weights and momenta outside, [2, 2]."""
+        """Takes the steps on the coordinates; returns what they make of weights and momenta outside, as `_outside`."""
         if not callable(self.rate):
             for _ in range(epochs // RECORDED_TOGETHER):
                 self._together()
@@ -85,15 +91,15 @@ class Descent:
                 self._alone()
             together: Tensor = torch.linalg.matrix_power(self._outside(self.rate), epochs)
             return together
-        kept = torch.eye(2, dtype=torch.float64)
+        kept = torch.eye(2 if self.momentum else 1, dtype=torch.float64)
         for _ in range(epochs):
             kept = self._outside(self._step(self.rate)) @ kept
         return kept
 
     def _outside(self, lr: float) -> Tensor:
-        """What a step makes of weights and momenta where there is no gradient, [2, 2]."""
+        """What a step makes of weights and momenta where there is no gradient, [2, 2]; of weights alone, [1, 1]."""
         step = [[1 - lr * self.decay, -lr * self.momentum], [self.decay, self.momentum]]
-        return torch.tensor(step, dtype=torch.float64)
+        return torch.tensor(step if self.momentum else [step[0][:1]], dtype=torch.float64)
 
     @torch.no_grad()
     def _step(self, rate: Rate) -> float:

@@ -1,6 +1,5 @@
-"""The sweep over seeds on a GPU: a Triton kernel where Triton is installed, PyTorch's own operations otherwise."""
+"""The sweep over seeds on a GPU: a Triton kernel where Triton can be used, PyTorch's own operations otherwise."""
 
-import importlib.util
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exhume.attack.find_start.draws import Question
+from exhume.devices import has_triton
 from exhume.errors import InputError
 
 TILE = 1 << 22
@@ -29,7 +29,7 @@ def scanner(device: str, asked: Question) -> Callable[[int, int], NDArray[np.int
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"There is no device {device!r}: {str(error).partition(chr(10))[0]}") from None
     sweep: Sweep = sweep_torch
-    if where.type == "cuda" and importlib.util.find_spec("triton"):
+    if where.type == "cuda" and has_triton():
         from exhume.attack.find_start import sweep_triton  # noqa: PLC0415
 
         sweep = sweep_triton.sweep

@@ -149,31 +149,29 @@ class InputSubspaceSearch:
 
     def _decode(self) -> tuple[Float[Tensor, "m r"], Tensor]:
         """The candidates' coordinates, and the penalty on what makes them no images."""
-        coordinates = self.variables
-        half = coordinates.to(self.precision)
-        if fuses(self.precision, half.device):
-            coordinates = half  # all is kept in it
-        penalty = self._implausible(half @ self.decoder, self.target.subtracted, biased=self.subspace.biased)
-        return coordinates, penalty
+        inputs = self.variables.to(self.precision) @ self.decoder
+        return self.variables, self._implausible(inputs, self.target.subtracted, biased=self.subspace.biased)
 
     def _implausible(self, inputs: Float[Tensor, "m columns"], around: Tensor, *, biased: bool) -> Tensor:
-        """The penalty on what the first layer sees of candidates, which is 0 for the image `around`, [c, h, w].
+        """The penalty on candidates by what the first layer sees of them.
 
-        inputs: pixels, then the coordinate of the bias if there is one; more columns are none.
+        inputs: pixels, each relative to the image `around`, [c, h, w]; then the coordinate of the bias if there is one;
+        columns beyond mean nothing.
         """
         smoothness, grey = self.assumptions.smoothness, bool(self.assumptions.binary_prior)
         if fuses(self.precision, inputs.device):
             from exhume.attack import fused  # noqa: PLC0415
 
-            return fused.implausible(
-                inputs,
-                self.target.shape,
-                factor=self.target.divided,
-                offset=around,
-                grey_weight=self.grey_weight if grey else None,
-                smoothness=smoothness,
-                bias_weight=BIAS_WEIGHT if biased else None,
-            )
+            if len(around) <= fused.MOST_CHANNELS:
+                return fused.implausible(
+                    inputs,
+                    self.target.shape,
+                    factor=self.target.divided,
+                    offset=around,
+                    grey_weight=self.grey_weight if grey else None,
+                    smoothness=smoothness,
+                    bias_weight=BIAS_WEIGHT if biased else None,
+                )
         inputs, count = inputs.to(self.variables.dtype), around.numel()
         images = self.target.scaled(inputs[:, :count].reshape(-1, *self.target.shape)) + around
         penalty = implausible(images, smoothness)
@@ -311,7 +309,9 @@ class InputSubspaceSearch:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         if not torch.equal(state["subspace"], self._subspace_digest):
-            raise OtherState("Another machine or number of threads rounds differently, so its coordinates are others.")
+            raise OtherState(
+                "Another machine, version or number of threads rounds differently, so its coordinates are others."
+            )
         self.hidden_weight.copy_(state["hidden"])
         self.grey_weight.copy_(state["grey"])
         for name, holder in self._weighted():
