@@ -1,4 +1,4 @@
-"""What a search on a GPU does between its matrix products, each as one Triton kernel, forth and back.
+"""What a search on a GPU does between its matrix products, each as one Triton kernel, forward and backward.
 
 The mathematics is that of `stationarity.py` and `priors.py`, whose operations a CPU takes one by one; the tests hold
 the kernels to them. Sums are in float32 whatever is given. It imports triton, so it is itself imported where needed.
@@ -31,7 +31,7 @@ WARPS = 8
 
 @triton.jit
 @no_type_check
-def _hinge_forth(  # noqa: PLR0917
+def _hinge_forward(  # noqa: PLR0917
     products, bias, value, gate, curve, width, sharpness, below,
     BIASED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -52,7 +52,7 @@ def _hinge_forth(  # noqa: PLR0917
 
 @triton.jit
 @no_type_check
-def _hinge_back(by_value, by_gate, gate, curve, by_products, count, BLOCK: tl.constexpr):  # noqa: PLR0917
+def _hinge_backward(by_value, by_gate, gate, curve, by_products, count, BLOCK: tl.constexpr):  # noqa: PLR0917
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     slope = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
@@ -69,7 +69,7 @@ class _Hinge(torch.autograd.Function):
         products, bias = products.contiguous(), None if bias is None else bias.contiguous()
         value, gate, curve = (torch.empty_like(products) for _ in range(3))
         count, width = products.shape
-        _hinge_forth[(count,)](
+        _hinge_forward[(count,)](
             products, bias, value, gate, curve, width, sharpness, below,
             BIASED=bias is not None, BLOCK=triton.next_power_of_2(width), num_warps=4 if width <= 4096 else 16,
         )  # fmt: skip
@@ -82,7 +82,7 @@ class _Hinge(torch.autograd.Function):
         gate, curve = ctx.saved_tensors
         by_products, count = torch.empty_like(gate), gate.numel()
         by_value, by_gate = by_value.contiguous(), by_gate.contiguous()
-        _hinge_back[(triton.cdiv(count, BLOCK),)](by_value, by_gate, gate, curve, by_products, count, BLOCK=BLOCK)
+        _hinge_backward[(triton.cdiv(count, BLOCK),)](by_value, by_gate, gate, curve, by_products, count, BLOCK=BLOCK)
         return by_products, None, None, None
 
 
@@ -111,7 +111,7 @@ def _pixel(values, factor, offset, channel, place, area, inside, SCALED: tl.cons
 
 @triton.jit
 @no_type_check
-def _slope(  # noqa: PLR0917
+def _steepness(  # noqa: PLR0917
     values, factor, offset, place, edge, inside,
     WIDTH: tl.constexpr, HEIGHT: tl.constexpr, CHANNELS: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
@@ -144,9 +144,9 @@ def _implausible(  # noqa: PLR0917
     right, below = inside & (x < WIDTH - 1), inside & (y < HEIGHT - 1)
     total = tl.zeros((BLOCK,), tl.float32)
     if SMOOTH:
-        here = _slope(values, factor, offset, place, edge, inside, WIDTH, HEIGHT, CHANNELS, SCALED)
-        before = _slope(values, factor, offset, place - 1, edge, left, WIDTH, HEIGHT, CHANNELS, SCALED)
-        above = _slope(values, factor, offset, place - WIDTH, edge, up, WIDTH, HEIGHT, CHANNELS, SCALED)
+        here = _steepness(values, factor, offset, place, edge, inside, WIDTH, HEIGHT, CHANNELS, SCALED)
+        before = _steepness(values, factor, offset, place - 1, edge, left, WIDTH, HEIGHT, CHANNELS, SCALED)
+        above = _steepness(values, factor, offset, place - WIDTH, edge, up, WIDTH, HEIGHT, CHANNELS, SCALED)
         total += smoothness * (here - edge)
     for channel in tl.static_range(CHANNELS):
         pixel = _pixel(values, factor, offset, channel, place, area, inside, SCALED)

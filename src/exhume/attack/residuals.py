@@ -113,7 +113,7 @@ def change_by_sum(weight: Float[Tensor, "out in"], term: Term) -> Tensor:
     `weight`.
     """
     along, (outputs, inputs) = _inner(term.delta, term.products), weight.shape
-    # four products with Gram matrices, forth and back, or three with G
+    # four products with Gram matrices, forward and backward, or three with G
     if 4 * len(term.delta) * (outputs + inputs) > 6 * outputs * inputs:
         return squared_norm(product(term.delta.T, term.inputs.to(weight.dtype))) - 2 * along
     squares: Tensor = _InnerOfGrams.apply(term.delta, term.inputs, weight.dtype)  # type: ignore[no-untyped-call]
