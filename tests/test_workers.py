@@ -448,6 +448,20 @@ def test_what_does_not_go_together_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_study_of_which_nothing_can_be_measured_ends_with_an_error(tmp_path: Path) -> None:
+    (tmp_path / "widths.py").write_text(CELLS.replace("toy-circle", "toy-circel"))
+    with pytest.raises(SystemExit) as ended:
+        main(["study", f"{tmp_path}/widths.py", "--out", f"{tmp_path}/study", "--device", "cpu"])
+    assert ended.value.code == 2 and "Did you mean" in (tmp_path / "study" / "table.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_cluster_of_this_machine_has_no_gpu_that_this_machine_has_not() -> None:
+    """Of another it is not known: its nodes may come later."""
+    with pytest.raises(InputError, match="no usable GPU"):
+        RayCluster(address="local").check("cuda")
+
+
 def test_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "widths.py").write_text(CELLS)
     main(["study", f"{tmp_path}/widths.py", "--out", f"{tmp_path}/study", "--device", "cpu"])
@@ -456,13 +470,19 @@ def test_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     main(["compare", *runs, "--csv", f"{tmp_path}/table.csv", "--page", f"{tmp_path}/table.html"])
     lines = {line.split("  ")[0]: line.split()[-2:] for line in capsys.readouterr().out.splitlines()}
-    assert lines["run"] == runs and lines["widths"] == ["8", "10"] and lines["verdict"] == ["-", "-"]
+    assert lines["run"] == runs and lines["widths"] == ["8", "10"] and lines["seed"] == ["0", "0"]
     assert lines["images"] == ["10", "-"] and lines["steps"] == ["5", "5"]
     rows = table(tmp_path)
     assert [row["run"] for row in rows] == runs and (rows[0]["start"], rows[1]["recovered"]) == ("unknown", "")
+    main(["score", runs[0]])
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict"))
+    assert said.split(None, 1)[1].startswith(rows[0]["verdict"]) and rows[0]["verdict"] and not rows[1]["verdict"]
+    (tmp_path / "study" / "cells" / "10-0" / "candidates.json").unlink()
+    main(["compare", *runs])
+    assert "not reconstructed" in capsys.readouterr().out
     page = (tmp_path / "table.html").read_text()
     assert page.count("<td>") == 2 * page.count('<th scope="row">') and "2 runs side by side" in page
-    for words, hint in (([runs[0], runs[0]], "The runs must differ"), ([str(tmp_path)], "There is no")):
+    for words, hint in (([runs[0], runs[0]], "The runs must differ"), ([str(tmp_path)], "is no run")):
         with pytest.raises(SystemExit):
             main(["compare", *words])
         assert hint in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The commands on many runs: a study of cells, and runs side by side."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,10 @@ from exhume.tuning.workers import choose_workers
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Train, attack and score the cells of a study, and write their table; what is finished is not done again."""
+    """Train, attack and score the cells of a study, and write their table; what is finished is not done again.
+
+    The exit code is 2 if nothing could be measured.
+    """
 
     cells: Positional[Path]
     """A .py file with a function cells(), which returns the cells."""
@@ -68,6 +72,8 @@ class Study:
         replace_file(out / "table.csv", table_csv(rows).encode())
         replace_file(out / "table.md", f"{table_markdown(rows)}\n".encode())
         console.print(str(out / "table.md"), soft_wrap=True)
+        if not any(result.measured for result in results):
+            sys.exit(2)
 
 
 @dataclass(frozen=True, kw_only=True)

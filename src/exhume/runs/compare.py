@@ -6,7 +6,9 @@ from typing import TypeVar
 
 from exhume.attack.methods import name_of
 from exhume.audit.counts import HEADLINE
+from exhume.audit.verdict import judge
 from exhume.errors import InputError
+from exhume.runs.applicability import read_applicability
 from exhume.runs.audit_record import AuditRecord
 from exhume.runs.schema import CandidatesRecord, ScoresRecord, TrainingRecord, read_record
 from exhume.runs.tables import Row
@@ -18,7 +20,7 @@ def compare_runs(folders: Sequence[Path]) -> list[Row]:
     """A row for each run; None where a stage was not done.
 
     Raises:
-        InputError: a folder holds no candidates, is given twice, or a record is damaged.
+        InputError: a folder holds neither a training nor candidates, is given twice, or a record is damaged.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError("The runs must differ from each other.")
@@ -26,8 +28,10 @@ def compare_runs(folders: Sequence[Path]) -> list[Row]:
 
 
 def _row(folder: Path) -> Row:
-    found = read_record(folder / "candidates.json", CandidatesRecord)
+    found = _if_there(folder / "candidates.json", CandidatesRecord)
     training = _if_there(folder / "training.json", TrainingRecord)
+    if found is None and training is None:
+        raise InputError(f"{folder} is no run: it has neither training.json nor candidates.json.")
     scores = _if_there(folder / "scores.json", ScoresRecord)
     audit = _if_there(folder / "audit.json", AuditRecord)
     row: dict[str, str | float | None] = {
@@ -35,19 +39,28 @@ def _row(folder: Path) -> Row:
         "problem": training.problem.name if training else scores.truth.name if scores else None,
         "widths": " ".join(map(str, training.network.widths)) if training else None,
         "final loss": training.history[-1].loss if training else None,
-        "method": name_of(found.method),
-        "steps": found.method.steps,
-        "start": _start(found),
-        "chosen": found.chosen,
-        "verdict": audit.judgement.verdict if audit else None,
+        "seed": training.training.seed if training else None,
+        "method": name_of(found.method) if found else None,
+        "steps": found.method.steps if found else None,
+        "search seed": found.method.seed if found else None,
+        "start": _start(found) if found else None,
+        "chosen": found.chosen if found else None,
+        "verdict": _verdict(found, scores, audit),
     }
     row |= _counted(scores) if scores else {}
     return row | {
         "train s": training.provenance.seconds if training else None,
-        "reconstruct s": found.provenance.seconds,
-        "device": found.provenance.device,
-        "status": found.status,
+        "reconstruct s": found.provenance.seconds if found else None,
+        "device": found.provenance.device if found else None,
+        "status": found.status if found else "not reconstructed",
     }
+
+
+def _verdict(found: CandidatesRecord | None, scores: ScoresRecord | None, audit: AuditRecord | None) -> str | None:
+    """The audit's, or what `exhume score` says; None where nothing was scored."""
+    if audit is not None:
+        return audit.judgement.name
+    return judge(scores, read_applicability(found)).name if found and scores else None
 
 
 def _counted(scores: ScoresRecord) -> Row:

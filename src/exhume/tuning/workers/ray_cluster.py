@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from exhume.devices import choose_device
 from exhume.errors import InputError
 from exhume.progress import ProgressCallback, ProgressDisplay, no_op
 from exhume.tuning.workers.protocol import Done
@@ -42,9 +43,11 @@ class RayCluster:
     address: str = "local"
 
     def check(self, device: str) -> None:
-        """Says nothing of devices: the nodes have their own, and some nodes may not be there yet."""
+        """Says nothing of a cluster's devices: the nodes have their own, and some nodes may not be there yet."""
         if find_spec("ray") is None:
             raise MISSING
+        if self.address == "local":
+            choose_device(device)
         _check_address(self.address)
 
     def map(
