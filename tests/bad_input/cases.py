@@ -556,7 +556,7 @@ def of_audits_and_studies() -> Iterator[Case]:
         "study cells.py --out new --threads 0": (cells(), "threads must be at least 1"),
         "study data.npz --out new": (nothing, "cannot be read"),
         "compare": (nothing, "Give the folders of the runs"),
-        "compare pipe": (pipe("pipe"), "There is no pipe/candidates.json"),
+        "compare pipe": (pipe("pipe"), "pipe is no run"),
         f"compare {LONG}": (nothing, "File name too long"),
         f"compare run --csv {LONG}": (nothing, "File name too long"),
         "compare run --page images": (nothing, "Is a directory"),
