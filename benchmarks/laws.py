@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exhume.architecture import as_mlp
+from exhume.attack.activations import ScaleFree
+from exhume.attack.objectives import OBJECTIVES
 from exhume.attack.spectrum import first_layer
-from exhume.attack.stationarity import OBJECTIVES, ScaleFree, mlp_terms
+from exhume.attack.stationarity import mlp_terms
 from exhume.checkpoint import Checkpoint
 from exhume.problems import Problem
 from exhume.runs.cells import Result

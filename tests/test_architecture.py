@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import exhume
-from exhume.architecture import MLP, SplitNetwork, as_mlp, mlp_of, numbers_kept, recognise
+from exhume.architecture import MLP, SplitNetwork, as_mlp, mlp_of, recognise
 from exhume.networks import ACTIVATIONS, CentredNetwork, NetworkConfig, build
-from victims import SMALL
 
 CNN = NetworkConfig(kind="cnn", channels=(2, 1), widths=(30, 6), init_scale=None, bias="all")
 
@@ -134,24 +132,3 @@ def test_dropout_does_nothing_in_evaluation_mode_only() -> None:
     assert as_mlp(network.train()) is None
     mlp = as_mlp(network.eval())
     assert mlp is not None and len(mlp.weights) == 2
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows, self.last = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.last(self.rows(images[:, 0])[0][:, -1])
-        return scores
-
-
-def test_numbers_that_layers_keep_are_counted_of_any_network() -> None:
-    """A recurrent layer gives 6 numbers for each of 5 rows, and a state of 6."""
-    network = Recurrent()
-    assert numbers_kept(network, (1, 5, 4)) == 5 * 6 + 6 + 3
-    assert not any(layer._forward_hooks for layer in network.modules())
-    assert numbers_kept(nn.Identity(), (1, 5, 4)) == 0
-    assert exhume.reconstruct(
-        network, SMALL["exhume"], task="multiclass", centre=torch.full((1, 5, 4), 0.5)
-    ).images.any()

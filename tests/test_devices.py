@@ -1,9 +1,11 @@
 """Where the work is done: the choice of a device, and recorded work."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from exhume.devices import choose_device, recorded
+from exhume.devices import choose_device, has_triton, recorded
 from exhume.errors import InputError
 
 
@@ -20,6 +22,20 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match="no usable GPU"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize("lacks", ["triton", "compiler", "header", None])
+def test_triton_counts_only_with_what_it_compiles_with(
+    lacks: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slim containers have the one without the other."""
+    if lacks != "header":
+        (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("exhume.devices.find_spec", lambda _: None if lacks == "triton" else object())
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/gcc" if name == "gcc" and lacks != "compiler" else None)
+    monkeypatch.setattr("sysconfig.get_paths", lambda _: {"include": str(tmp_path)})
+    assert has_triton.__wrapped__() == (lacks is None)
 
 
 @pytest.mark.gpu

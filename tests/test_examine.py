@@ -24,11 +24,12 @@ from exhume import (
     signals,
     train,
 )
+from exhume.attack.activations import ScaleFree
 from exhume.attack.methods.feature_space import FeatureSpaceSearch
 from exhume.attack.methods.input_subspace import InputSubspaceSearch
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
 from exhume.attack.search import Guess
-from exhume.attack.stationarity import ScaleFree, gradients_in_chunks, network_gradients
+from exhume.attack.stationarity import gradients_in_chunks, network_gradients
 from exhume.attack.target import Target
 from exhume.owner.fit import Pairs
 from test_stationarity import NETWORKS, OwnClass, Sample, outputs_of, random_network, sample, with_mixed_gates

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from exhume import Checkpoint, Exhume, NetworkConfig, Problem, Selection, load_problem, reconstruct, train
+from exhume.attack.activations import ScaleFree
 from exhume.attack.analysis import SMOOTHNESS
 from exhume.attack.methods.feature_space import OUTSIDE_WEIGHT, FeatureSpaceSearch
 from exhume.attack.methods.input_subspace import InputSubspaceSearch
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
 from exhume.attack.priors import implausible
 from exhume.attack.residuals import relative_residual
-from exhume.attack.stationarity import ScaleFree, network_gradients
+from exhume.attack.stationarity import network_gradients
 from exhume.attack.target import Target
 from exhume.audit.scores import score
 from exhume.defence.training import TrainingConfig

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exhume import Candidates, Checkpoint, Exhume, NetworkConfig, Problem, Selection, examine, load_problem, reconstruct
+from exhume.attack.activations import ScaleFree, smooth_hinges
 from exhume.attack.analysis import OF_VALUES, SMOOTHNESS
 from exhume.attack.confidence import INEXACT_CALIBRATION, LIMITS, agreement, confidence
 from exhume.attack.interruption import restore_search, search_state
@@ -26,7 +27,6 @@ from exhume.attack.methods.input_subspace import BIAS_WEIGHT
 from exhume.attack.momentum import momentum_target
 from exhume.attack.optimisation import Stepper
 from exhume.attack.priors import implausible
-from exhume.attack.stationarity import ScaleFree, smooth_hinges
 from exhume.attack.target import make_target
 from exhume.audit.scores import score
 from exhume.networks import CentredNetwork

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import exhume
 from exhume.errors import InputError
-from exhume.networks import ACTIVATIONS, NETWORKS, CentredNetwork, NetworkConfig, build
+from exhume.networks import ACTIVATIONS, NETWORKS, CentredNetwork, NetworkConfig, build, numbers_kept
+from victims import SMALL
 
 SHAPE = (3, 7, 5)
 ROWS = list(product(NETWORKS, ACTIVATIONS))
@@ -173,3 +175,24 @@ def test_channels_belong_to_a_cnn_and_to_it_alone(network: NetworkConfig) -> Non
 def test_what_is_no_network_is_refused(wrong: dict[str, object], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         NetworkConfig(**wrong)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.last = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.last(self.rows(images[:, 0])[0][:, -1])
+        return scores
+
+
+def test_numbers_that_layers_keep_are_counted_of_any_network() -> None:
+    """A recurrent layer gives 6 numbers for each of 5 rows, and a state of 6."""
+    network = Recurrent()
+    assert numbers_kept(network, (1, 5, 4)) == 5 * 6 + 6 + 3
+    assert not any(layer._forward_hooks for layer in network.modules())
+    assert numbers_kept(nn.Identity(), (1, 5, 4)) == 0
+    assert exhume.reconstruct(
+        network, SMALL["exhume"], task="multiclass", centre=torch.full((1, 5, 4), 0.5)
+    ).images.any()

@@ -8,8 +8,8 @@ from torch import nn
 
 from exhume import METHODS, NetworkConfig, reconstruct
 from exhume.attack.analysis import REGIMES
+from exhume.attack.objectives import OBJECTIVES
 from exhume.attack.optimisation import Multipliers, Stepper, balanced_labels, muon_and_adam
-from exhume.attack.stationarity import OBJECTIVES
 from exhume.attack.target import Target, make_target
 from victims import SMALL, checkpoint, generator, target_of
 

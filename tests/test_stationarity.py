@@ -12,20 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exhume.architecture import as_mlp
+from exhume.attack.activations import SLOPES, ScaleFree, fixed, smooth_hinges
 from exhume.attack.methods import METHODS
+from exhume.attack.objectives import OBJECTIVES
 from exhume.attack.residuals import absolute_residual, change_by_sum, relative_residual
-from exhume.attack.stationarity import (
-    OBJECTIVES,
-    SLOPES,
-    Cotangents,
-    ScaleFree,
-    Term,
-    fixed,
-    mlp_terms,
-    network_gradients,
-    smooth_hinges,
-    summed,
-)
+from exhume.attack.stationarity import Cotangents, Term, mlp_terms, network_gradients, summed
 from exhume.attack.target import Target
 from exhume.defence.losses import LOSSES
 from exhume.defence.training import TrainingConfig, train

@@ -6,8 +6,8 @@ from .attack.find_start import read_candidates as read_candidates
 from .attack.methods import METHODS as METHODS
 from .attack.methods import Exhume as Exhume
 from .attack.methods import Reference as Reference
+from .attack.objectives import OBJECTIVES as OBJECTIVES
 from .attack.reconstruct import reconstruct as reconstruct
-from .attack.stationarity import OBJECTIVES as OBJECTIVES
 from .audit.matching import match as match
 from .audit.membership import Membership as Membership
 from .audit.membership import membership as membership

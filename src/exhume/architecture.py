@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from exhume.layers import LayeredNetwork, centring_of
-from exhume.networks import ACTIVATIONS, CentredNetwork, Shape
+from exhume.networks import ACTIVATIONS, CentredNetwork
 
 
 @dataclass(frozen=True)
@@ -107,23 +107,3 @@ def _split(network: nn.Module) -> SplitNetwork | None:
         if mlp is not None and len(mlp.weights) > 1:
             return SplitNetwork(nn.Sequential(*before, *layers[:start]), mlp)
     return None
-
-
-@torch.no_grad()
-def numbers_kept(network: nn.Module, shape: Shape) -> int:
-    """How many numbers the layers with weights give for one image, [c, h, w]: what is kept of it for the way back."""
-    sizes = list[int]()
-
-    def note(_: nn.Module, __: object, output: object) -> None:
-        parts = output if isinstance(output, tuple) else (output,)  # a recurrent layer gives its state too
-        sizes.extend(part.numel() for part in parts if isinstance(part, Tensor))
-
-    learned = [layer for layer in network.modules() if next(layer.parameters(recurse=False), None) is not None]
-    hooks = [layer.register_forward_hook(note) for layer in learned]
-    like = next(network.parameters(), torch.zeros(()))
-    try:
-        network(like.new_zeros(1, *shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sum(sizes)

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from exhume.architecture import numbers_kept
 from exhume.attack.muon import Muon
+from exhume.attack.objectives import Objective
 from exhume.attack.priors import spread
 from exhume.attack.residuals import squared_norm
 from exhume.attack.search import Guess, Iterate, Search
-from exhume.attack.stationarity import Objective
 from exhume.attack.target import Target
 from exhume.devices import alignment, check_memory, fast_products, recorded
+from exhume.networks import numbers_kept
 
 FEWEST_CANDIDATES = 200
 """Candidates of a search at the least, so that few images have many chances. Chosen on b1 to b3 of the benchmark."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from exhume.architecture import MLP, as_mlp, numbers_kept
+from exhume.architecture import MLP, as_mlp
 from exhume.checkpoint import Checkpoint, check_fits
 from exhume.defence.gradient_descent import Descent
 from exhume.defence.losses import LOSSES, resolve_loss, targets
@@ -19,7 +19,7 @@ from exhume.defence.privacy import PrivateSteps
 from exhume.devices import check_memory
 from exhume.errors import InputError, check_seed
 from exhume.layers import BATCH_NORMS
-from exhume.networks import NetworkConfig, build, weight_count
+from exhume.networks import NetworkConfig, build, numbers_kept, weight_count
 from exhume.problems import Problem
 from exhume.progress import Progress, ProgressCallback, no_op
 

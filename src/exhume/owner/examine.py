@@ -14,13 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from exhume.attack.activations import ScaleFree
 from exhume.attack.methods import Exhume
 from exhume.attack.momentum import momentum_target, within_momentum
+from exhume.attack.objectives import choose_objective
 from exhume.attack.optimisation import Stepper
 from exhume.attack.reconstruct import explained_shares
 from exhume.attack.residuals import relative_residual
 from exhume.attack.search import FixedImages, Guess, SearchOfFixed
-from exhume.attack.stationarity import ScaleFree, choose_objective, gradients_in_chunks
+from exhume.attack.stationarity import gradients_in_chunks
 from exhume.attack.target import Target, make_target
 from exhume.checkpoint import Checkpoint
 from exhume.errors import InputError

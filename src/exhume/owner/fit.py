@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from exhume.attack.objectives import Objective
 from exhume.attack.search import FixedImages
-from exhume.attack.stationarity import Objective
 
 REWEIGHTINGS = 3
 """Times that errors are weighed anew after the multipliers have been fitted. Two more change the residual by at most

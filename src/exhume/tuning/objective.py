@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from exhume.attack.activations import ScaleFree
 from exhume.attack.methods import Exhume
 from exhume.attack.residuals import relative_residual
 from exhume.attack.search import Iterate
-from exhume.attack.stationarity import ScaleFree, network_gradients
+from exhume.attack.stationarity import network_gradients
 from exhume.attack.target import make_target
 from exhume.checkpoint import Checkpoint
 

@@ -7,11 +7,13 @@ from typing import Literal
 import torch
 
 from exhume.architecture import MLP, SplitNetwork
+from exhume.attack.activations import ScaleFree
 from exhume.attack.analysis import WeightAnalysis, analyse_weights
 from exhume.attack.methods.feature_space import FeatureSpaceSearch
 from exhume.attack.methods.features_first import FeaturesFirstSearch
 from exhume.attack.methods.input_subspace import InputSubspaceSearch, SearchSettings
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
+from exhume.attack.objectives import check_objective, choose_objective
 from exhume.attack.optimisation import (
     Multipliers,
     begun_at,
@@ -22,7 +24,6 @@ from exhume.attack.optimisation import (
     uniform_start,
 )
 from exhume.attack.search import Begin, Guess, Method, check_counts, check_finite, check_positive, check_weights
-from exhume.attack.stationarity import ScaleFree, check_objective, choose_objective
 from exhume.attack.target import Target
 from exhume.networks import Task
 

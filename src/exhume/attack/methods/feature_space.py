@@ -5,11 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from exhume.architecture import SplitNetwork
+from exhume.attack.activations import smooth_hinges
 from exhume.attack.analysis import WeightAnalysis
 from exhume.attack.methods.input_subspace import InputSubspaceSearch, SearchSettings
 from exhume.attack.optimisation import first_guess, snapshot
 from exhume.attack.search import Guess, Iterate
-from exhume.attack.stationarity import smooth_hinges
 from exhume.attack.target import Target
 
 OUTSIDE_WEIGHT = 300.0
@@ -61,7 +61,7 @@ class FeatureSpaceSearch(InputSubspaceSearch):
 
     def _decode(self) -> tuple[Float[Tensor, "m r"], Tensor]:
         coordinates, inside = self._features(self.images)
-        penalty = self._implausible(self.pixels, self.target.centre, biased=False)
+        penalty = self._pixel_penalties(self.pixels, self.target.centre, biased=False)
         return coordinates, penalty + OUTSIDE_WEIGHT * (1 - inside).mean()
 
     def _features(self, images: Float[Tensor, "m c h w"]) -> tuple[Float[Tensor, "m r"], Float[Tensor, " m"]]:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from exhume.architecture import SplitNetwork
+from exhume.attack.activations import smooth_hinges
 from exhume.attack.analysis import WeightAnalysis
 from exhume.attack.methods.feature_space import FeatureSpaceSearch
 from exhume.attack.methods.input_subspace import BIAS_WEIGHT, SearchSettings
@@ -12,7 +13,7 @@ from exhume.attack.muon import Muon
 from exhume.attack.optimisation import MOMENTUM, image_scale, linear_decay
 from exhume.attack.priors import max_pixel_variance
 from exhume.attack.search import Guess
-from exhume.attack.stationarity import product, smooth_hinges
+from exhume.attack.stationarity import product
 from exhume.attack.target import Target
 
 MATCH_WEIGHT = 0.1
@@ -94,7 +95,7 @@ class FeaturesFirstSearch(FeatureSpaceSearch):
     def _decode(self) -> tuple[Float[Tensor, "m r"], Tensor]:
         values = product(self.variables, self.decoder)[:, : len(self.subspace.basis)]
         features, ones = (values[:, :-1], values[:, -1]) if self.subspace.biased else (values, values.new_ones(()))
-        penalty = self._implausible(self.pixels, self.target.centre, biased=False)
+        penalty = self._pixel_penalties(self.pixels, self.target.centre, biased=False)
         penalty = penalty + BIAS_WEIGHT * (ones - 1).pow(2).sum()
         if self._never_negative:
             penalty = penalty + NEGATIVE_WEIGHT * (features.clamp(max=0) / self._size).pow(2).sum()

@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from exhume.architecture import MLP
+from exhume.attack.activations import ScaleFree
 from exhume.attack.analysis import WeightAnalysis
 from exhume.attack.interruption import OtherState, digest
+from exhume.attack.objectives import Objective
 from exhume.attack.optimisation import (
     Multipliers,
     balanced_labels,
@@ -35,7 +37,7 @@ from exhume.attack.residuals import (
 )
 from exhume.attack.search import FixedImages, Guess, Iterate
 from exhume.attack.spectrum import Subspace, first_layer
-from exhume.attack.stationarity import Cotangents, Objective, ScaleFree, Term, mlp_terms, product, summed
+from exhume.attack.stationarity import Cotangents, Term, mlp_terms, product, summed
 from exhume.attack.target import Target
 from exhume.devices import alignment, fast_products, fuses, recorded
 
@@ -86,10 +88,10 @@ class InputSubspaceSearch:
         self.noisy, self.floor = found.noisy, found.floor
         device = found.subspace.first.device
         self.precision = fast_products(found.subspace.first.dtype, device)
-        self.multiple = alignment(self.precision, device)
-        self.subspace = found.subspace.padded(self.multiple)
+        multiple = alignment(self.precision, device)
+        self.subspace = found.subspace.padded(multiple)
         first = self.subspace.first
-        self.decoder = pad(self.subspace.basis.T, (0, -len(self.subspace.basis) % self.multiple)).to(self.precision)
+        self.decoder = pad(self.subspace.basis.T, (0, -len(self.subspace.basis) % multiple)).to(self.precision)
         self.explained = in_subspace(first, explained)
         self.changed = [target.changed(parameter) for parameter in self.explained.parameters]
         believed = self.explained.parameters if self.regime.every_layer else [first]
@@ -98,7 +100,7 @@ class InputSubspaceSearch:
         here = self.explained if same else in_subspace(first_layer(mlp) @ self.subspace.basis, mlp)
         self.products = here.multiplied_in(self.precision)
         self.changed_layers = {
-            layer: ChangedLayer(space.padded(self.multiple), self.precision) for layer, space in found.changed.items()
+            layer: ChangedLayer(space.padded(multiple), self.precision) for layer, space in found.changed.items()
         }
         self.steps = settings.steps
         self.weighting: Weighting | None = None
@@ -150,9 +152,9 @@ class InputSubspaceSearch:
     def _decode(self) -> tuple[Float[Tensor, "m r"], Tensor]:
         """The candidates' coordinates, and the penalty on what makes them no images."""
         inputs = self.variables.to(self.precision) @ self.decoder
-        return self.variables, self._implausible(inputs, self.target.subtracted, biased=self.subspace.biased)
+        return self.variables, self._pixel_penalties(inputs, self.target.subtracted, biased=self.subspace.biased)
 
-    def _implausible(self, inputs: Float[Tensor, "m columns"], around: Tensor, *, biased: bool) -> Tensor:
+    def _pixel_penalties(self, inputs: Float[Tensor, "m columns"], around: Tensor, *, biased: bool) -> Tensor:
         """The penalty on candidates by what the first layer sees of them.
 
         inputs: pixels, each relative to the image `around`, [c, h, w]; then the coordinate of the bias if there is one;
@@ -160,10 +162,10 @@ class InputSubspaceSearch:
         """
         smoothness, grey = self.assumptions.smoothness, bool(self.assumptions.binary_prior)
         if fuses(self.precision, inputs.device):
-            from exhume.attack import fused  # noqa: PLC0415
+            from exhume.attack import step_triton  # noqa: PLC0415
 
-            if len(around) <= fused.MOST_CHANNELS:
-                return fused.implausible(
+            if len(around) <= step_triton.MOST_CHANNELS:
+                return step_triton.pixel_penalties(
                     inputs,
                     self.target.shape,
                     factor=self.target.divided,

@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from exhume.attack.activations import Sharpness
 from exhume.attack.analysis import assume_images
 from exhume.attack.optimisation import Multipliers, balanced_labels, first_guess, snapshot
 from exhume.attack.priors import implausible
 from exhume.attack.residuals import relative_residual
 from exhume.attack.search import FixedImages, Guess, Iterate
-from exhume.attack.stationarity import Sharpness, gradients_in_chunks, network_gradients
+from exhume.attack.stationarity import gradients_in_chunks, network_gradients
 from exhume.attack.target import Target
 from exhume.candidates import Assumptions, KnownInit
 

@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from exhume.attack.activations import fixed
 from exhume.attack.methods.pixel_space import PixelSpaceSearch
+from exhume.attack.objectives import check_objective, choose_objective
 from exhume.attack.optimisation import MOMENTUM, Multipliers, begun_at, images_given
 from exhume.attack.residuals import absolute_residual
 from exhume.attack.search import Begin, Guess, Method, check_counts, check_finite, check_positive
-from exhume.attack.stationarity import check_objective, choose_objective, fixed
 from exhume.attack.target import Target
 from exhume.networks import Task
 

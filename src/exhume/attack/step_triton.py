@@ -1,6 +1,6 @@
 """What a search on a GPU does between its matrix products, each as one Triton kernel, forward and backward.
 
-The mathematics is that of `stationarity.py` and `priors.py`, whose operations a CPU takes one by one; the tests hold
+The mathematics is that of `activations.py` and `priors.py`, whose operations a CPU takes one by one; the tests hold
 the kernels to them. Sums are in float32 whatever is given. It imports triton, so it is itself imported where needed.
 """
 
@@ -128,7 +128,7 @@ def _steepness(  # noqa: PLR0917
 
 @triton.jit
 @no_type_check
-def _implausible(  # noqa: PLR0917
+def _pixel_penalties(  # noqa: PLR0917
     values, factor, offset, grey_weight, penalty, slopes, stride,
     outside_weight, smoothness, edge, bias_weight,
     WIDTH: tl.constexpr, HEIGHT: tl.constexpr, CHANNELS: tl.constexpr, SCALED: tl.constexpr,
@@ -180,7 +180,7 @@ def _implausible(  # noqa: PLR0917
     tl.store(penalty + image * tl.num_programs(1) + block, result)
 
 
-class _Implausible(torch.autograd.Function):
+class _PixelPenalties(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 autograd takes no keywords
         ctx: Any,
@@ -198,7 +198,7 @@ class _Implausible(torch.autograd.Function):
         values, offset = values.contiguous(), offset.contiguous()
         slopes = torch.empty_like(values)
         penalty = torch.empty(len(values), blocks, device=values.device)
-        _implausible[(len(values), blocks)](
+        _pixel_penalties[(len(values), blocks)](
             values, factor, offset, grey_weight, penalty, slopes, values.shape[1],
             OUTSIDE_WEIGHT, smoothness, EDGE, bias_weight or 0.0,
             WIDTH=width, HEIGHT=height, CHANNELS=channels, SCALED=factor is not None, SMOOTH=smoothness != 0,
@@ -214,7 +214,7 @@ class _Implausible(torch.autograd.Function):
         return along.to(slopes.dtype) * slopes, None, None, None, None, None, None
 
 
-def implausible(
+def pixel_penalties(
     values: Float[Tensor, "m columns"],
     shape: Shape,
     *,
@@ -229,6 +229,6 @@ def implausible(
     values: pixel after pixel, then the coordinate b of the bias unless `bias_weight` is None, whose (b - 1)^2 counts by
     that, and at most 15 columns of no meaning.
     """
-    return _Implausible.apply(  # type: ignore[no-any-return, no-untyped-call]
+    return _PixelPenalties.apply(  # type: ignore[no-any-return, no-untyped-call]
         values, shape, factor, offset, grey_weight, smoothness, bias_weight
     )

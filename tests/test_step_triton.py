@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from exhume.attack.activations import HINGES, SLOPES, ScaleFree, Sharpness, fixed
 from exhume.attack.methods import Exhume, input_subspace
 from exhume.attack.priors import greyness, implausible
 from exhume.attack.search import Search
-from exhume.attack.stationarity import HINGES, SLOPES, ScaleFree
 from exhume.attack.target import make_target
 from exhume.networks import NetworkConfig
 from victims import checkpoint, generator
 
 pytest.importorskip("triton")
-from exhume.attack import fused
+from exhume.attack import step_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -40,7 +40,7 @@ def assert_near(one: Tensor, other: Tensor, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("bias", [None, randn(37, seed=1)], ids=["plain", "biased"])
 def test_a_hinge_is_that_of_stationarity(activation: str, bias: Tensor | None, dtype: torch.dtype) -> None:
     given, along = (3 * randn(5, 37)).to(dtype).requires_grad_(), (randn(5, 37, seed=2), randn(5, 37, seed=3))
-    found = fused.hinge(given, bias, 10.0, HINGES[activation])
+    found = step_triton.hinge(given, bias, 10.0, HINGES[activation])
     z = given.detach().float().requires_grad_()
     at = z if bias is None else z + bias
     expected = SLOPES[activation](at, ScaleFree(10.0)(at))
@@ -71,7 +71,7 @@ def test_penalties_are_those_of_the_priors(  # noqa: PLR0917 pytest
     factor = randn(*shape, seed=1).abs() + 0.5 if scaled else None
     offset = (0.5 + 0.1 * randn(*shape[1:], shape[0], seed=2)).permute(2, 0, 1)  # its channels are not side by side
     weight = torch.tensor(0.3, device=DEVICE) if grey else None
-    found = fused.implausible(
+    found = step_triton.pixel_penalties(
         given,
         shape,
         factor=factor,
@@ -100,7 +100,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
     for place in ("methods.input_subspace", "optimisation"):
         monkeypatch.setattr(f"exhume.attack.{place}.alignment", lambda *_: 8)
     with pytest.MonkeyPatch.context() as kernels:
-        for place in ("methods.input_subspace", "stationarity"):
+        for place in ("methods.input_subspace", "activations"):
             kernels.setattr(f"exhume.attack.{place}.fuses", lambda *_: True)
         yield kernels
 
@@ -134,3 +134,34 @@ def test_a_step_with_kernels_is_that_without(task: str, activation: str, as_on_a
     for slope, expected in zip(with_kernels[1], without[1], strict=True):
         assert (slope - expected).norm() < 0.05 * expected.norm()
     assert not with_kernels[1][0][:, rank:].any()
+
+
+def refuses(*_: object, **__: object) -> None:
+    raise AssertionError("no kernel is for this")
+
+
+@pytest.mark.parametrize(
+    ("limit", "kernel", "gate"),
+    [
+        ("MOST_NEURONS", "hinge", ScaleFree(10.0)),
+        ("MOST_CHANNELS", "pixel_penalties", ScaleFree(10.0)),
+        (None, "hinge", fixed(7.0)),
+    ],
+    ids=["many neurons", "many channels", "a gate that sees the scale"],
+)
+def test_what_kernels_are_not_for_is_done_without(
+    limit: str | None, kernel: str, gate: Sharpness, as_on_a_gpu: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = checkpoint("multiclass", NetworkConfig(widths=(50, 40), init_scale=1e-2))
+    search = Exhume(images=10, per_class=4, smoothness=1e-3).start(make_target(victim), generator())
+    assert isinstance(search, input_subspace.InputSubspaceSearch)
+    search.sharpness = gate
+    monkeypatch.setattr(step_triton, kernel, refuses)
+    if limit is not None:
+        with pytest.raises(AssertionError, match="no kernel"):
+            search.objective()
+        monkeypatch.setattr(step_triton, limit, 0)
+    found = search.objective()
+    as_on_a_gpu.undo()
+    for one, other in zip(found, search.objective(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=0)
