@@ -64,7 +64,7 @@ def orthogonalised(matrix: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
     tall = wide.shape[0] > wide.shape[1]
     wide = wide / wide.norm().clamp(min=TINY)
     for _ in range(ITERATIONS):
-        # rows stay rows: a transposed matrix of odd height would be read twice as slowly on a GPU
+        # rows stay rows: a transposed one would have rows of a length that a GPU multiplies slowly
         gram = wide.T @ wide if tall else wide @ wide.T
         polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         wide = torch.addmm(wide, *((wide, polynomial) if tall else (polynomial, wide)), beta=a)

@@ -19,7 +19,7 @@ from exhume.networks import Shape
 MOST_NEURONS = 16384
 """Of a layer that one program can hold."""
 MOST_CHANNELS = 4
-"""Of an image: with more the compilation takes longer than the search (32: two minutes)."""
+"""Of an image: with more the compilation takes longer than the search (32: minutes)."""
 BLOCK = 1024
 """Numbers, or pixels, of one program."""
 WARPS = 8
